@@ -1,0 +1,152 @@
+/**
+ * The details of the contracts in `main.ts`: what drivers, field owners and routes are handed and hand back. `main.ts`
+ * exports them all again, so a plugin imports them from there.
+ */
+import type * as v from "valibot";
+import type { Instance, Origin, State } from "../../main.ts";
+import type { Lagged } from "./delivery.ts";
+
+export type MaybePromise<T> = T | Promise<T>;
+
+/** Any Standard Schema (https://standardschema.dev): Valibot's serve, and those of other libraries. */
+export interface Schema<T = unknown> {
+  readonly "~standard": {
+    readonly version: 1;
+    readonly vendor: string;
+    readonly validate: (value: unknown) => MaybePromise<SchemaResult<T>>;
+    readonly types?: { readonly input: unknown; readonly output: T } | undefined;
+  };
+}
+type SchemaResult<T> = { readonly value: T; readonly issues?: undefined } | { readonly issues: readonly SchemaIssue[] };
+export interface SchemaIssue {
+  readonly message: string;
+  readonly path?: readonly (PropertyKey | { readonly key: PropertyKey })[] | undefined;
+}
+
+// What the hook bus takes and gives.
+
+export interface GuardOptions {
+  /** Higher runs first; 0 when absent. */
+  priority?: number;
+  /** Milliseconds; `[host] guard_timeout` when absent. */
+  timeout?: number;
+}
+export interface EventOptions {
+  /** The name its statistics are kept under; the plugin's name when absent. */
+  consumer?: string;
+  /** Events that may wait for it; `[host] event_buffer` when absent. */
+  buffer?: number;
+  /** Called in the place of what did not fit, so that it can resync. When absent, a gap is logged as a warning. */
+  lagged?: (gap: Lagged) => MaybePromise<void>;
+}
+export interface ConsumerStats {
+  hook: string;
+  consumer: string;
+  subscribers: number;
+  /** Events waiting in the fullest queue now. */
+  deepest: number;
+  dropped: number;
+  errors: number;
+}
+
+// What drivers take and give.
+
+export interface ExecRequest {
+  command: string[];
+  working_dir?: string;
+  env?: Record<string, string>;
+  timeout_ms: number;
+  /** Bytes kept of stdout and of stderr each; what is beyond is dropped and `truncated` set. */
+  max_output: number;
+  signal?: AbortSignal;
+}
+export interface ExecResult {
+  exit_code: number;
+  stdout: string;
+  stderr: string;
+  timed_out: boolean;
+  truncated: boolean;
+}
+export interface Stats {
+  cpu_seconds: number;
+  memory_rss_bytes: number;
+  memory_vms_bytes: number;
+  network_rx_bytes: number;
+  network_tx_bytes: number;
+}
+export interface PathInfo {
+  exists: boolean;
+  is_dir: boolean;
+  is_file: boolean;
+  is_symlink: boolean;
+  link_target: string | null;
+  mode: number;
+  size: number;
+}
+export interface LogRequest {
+  source: "app" | "vmm" | "hypeman";
+  tail: number;
+  follow: boolean;
+  signal: AbortSignal;
+}
+
+// What the registry takes and gives.
+
+/** A per-instance policy field that a plugin owns. `P` is the policy, `R` what the plugin remembers about it. */
+export interface FieldExtension<P, R> {
+  field: string;
+  /** Of the field in create and update bodies; `null` in an update clears the policy. */
+  schema: v.GenericSchema<unknown, P>;
+  /** Checks across fields and stores what it returns; `undefined` stores no policy. @throws {DormouseError} */
+  normalise?: (policy: P, instance: Instance) => P | undefined;
+  /** More keys of the instance's response, such as a status; called for each response. */
+  present?: (instance: Instance, policy: P | undefined, runtime: R | undefined) => Record<string, unknown>;
+  /** The schemas of those keys, for the OpenAPI document. */
+  presented?: Record<string, v.GenericSchema>;
+}
+export interface Extension<P, R> extends Disposable {
+  policy(instance: Instance): P | undefined;
+  runtime(id: string): R | undefined;
+  /** Durable when it returns; forgotten with the instance, and never written for one that is gone. */
+  save(id: string, runtime: R | undefined): void;
+}
+
+export interface InstanceFilter {
+  state?: State;
+  tags?: Record<string, string>;
+}
+export interface WaitResult {
+  state: State;
+  state_error: string | null;
+  timed_out: boolean;
+}
+
+// What the API takes and gives.
+
+/** One HTTP request, after authentication and validation. */
+export interface ApiCall {
+  readonly id: string;
+  readonly params: Readonly<Record<string, string>>;
+  readonly query: Readonly<Record<string, unknown>>;
+  readonly body: unknown;
+  readonly headers: Headers;
+  /** Aborts when the client leaves or the host closes. */
+  readonly signal: AbortSignal;
+  readonly origin: Origin;
+}
+export interface ApiRoute {
+  method: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
+  /** As `/instances/:id/wait`. */
+  path: string;
+  /** As `instance:read`; `public` needs no token. A route without a scope does not start. */
+  scope: string;
+  summary: string;
+  query?: v.GenericSchema;
+  /** A function where it is complete only once every plugin is set up. */
+  body?: v.GenericSchema | (() => v.GenericSchema);
+  bodyOptional?: boolean;
+  responses: Record<number, { description: string; schema?: v.GenericSchema | (() => v.GenericSchema); type?: string }>;
+  /** Exempt from the request timeout: streams and long polls, which end by themselves when `signal` aborts. */
+  long?: boolean;
+  handle(call: ApiCall): MaybePromise<Response | { status: number; body?: unknown }>;
+}

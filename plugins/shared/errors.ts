@@ -1,0 +1,90 @@
+/**
+ * Every error a person or a machine can see, in one table. `status` is the HTTP status of an answer that carries the
+ * code, `null` for errors that end the start-up and so never reach a client. README.md lists the same codes; a test
+ * proves that the two agree and that each code is raised somewhere.
+ */
+export const ERRORS = {
+  // What a client can cause.
+  invalid_request: { status: 400, summary: "The body, the query or a field has a wrong shape or value" },
+  malformed_json: { status: 400, summary: "The body is not JSON" },
+  invalid_name: { status: 400, summary: "A name is not 1 to 63 of a-z, 0-9 and inner hyphens" },
+  invalid_size: { status: 400, summary: "A size is not a number of bytes such as 512MB or 2GB" },
+  invalid_state_name: { status: 400, summary: "The state to wait for is not one that can be waited for" },
+  invalid_timeout: { status: 400, summary: "A timeout is not a positive duration" },
+  invalid_ttl: { status: 400, summary: "A ttl is not a duration" },
+  invalid_expires_at: { status: 400, summary: "expires_at is not a time in the future" },
+  feature_off: { status: 400, summary: "The field belongs to a plugin that is not turned on" },
+  unknown_driver: { status: 400, summary: "No driver of that name is loaded" },
+  unauthorized: { status: 401, summary: "The bearer token is missing or wrong" },
+  forbidden: { status: 403, summary: "The token lacks the scope that the route needs" },
+  not_found: { status: 404, summary: "No such instance, route or resource" },
+  log_not_found: { status: 404, summary: "The instance has no log of that source yet" },
+  method_not_allowed: { status: 405, summary: "The path exists but not with that method" },
+  ambiguous: { status: 409, summary: "An id prefix matches several instances" },
+  name_conflict: { status: 409, summary: "Another instance has the name" },
+  invalid_state: { status: 409, summary: "The action is not allowed in the instance's state" },
+  aborted: { status: 409, summary: "A later request overtook the action before it was complete" },
+  vetoed: { status: 409, summary: "A guard refused the action; details carry its code and reason" },
+  instance_expired: { status: 409, summary: "The instance is past its expiry and about to be deleted" },
+  insufficient_resources: { status: 409, summary: "Addresses, memory or another resource is used up" },
+  idempotency_conflict: { status: 409, summary: "The Idempotency-Key was used before with another body" },
+  payload_too_large: { status: 413, summary: "The body is over 1 MiB" },
+  unsupported_media_type: { status: 415, summary: "The body is not application/json" },
+  not_supported: { status: 501, summary: "The instance's driver lacks the feature" },
+  // What goes wrong on our side.
+  driver_failed: { status: 500, summary: "The driver could not carry out the action; the message says why" },
+  guard_failed: { status: 500, summary: "A guard broke or ran past its deadline, so the action was not begun" },
+  internal_error: { status: 500, summary: "An error in Dormouse itself; the log has the request id" },
+  shutting_down: { status: 503, summary: "The host is closing" },
+  request_timeout: { status: 504, summary: "The request ran past the API's own time limit" },
+  // What ends the start-up.
+  config_invalid: { status: null, summary: "The config file, an override or a plugin's options are wrong" },
+  plugin_unknown: { status: null, summary: "No module was found for a plugin that the config turns on" },
+  plugin_invalid: { status: null, summary: "The module's default export is not a plugin" },
+  plugin_missing: { status: null, summary: "A required service is provided by no plugin that is turned on" },
+  plugin_cycle: { status: null, summary: "Plugins require each other in a circle" },
+  plugin_duplicate: { status: null, summary: "Two plugins provide the same service" },
+  plugin_failed: { status: null, summary: "A plugin's setup threw" },
+  plugin_timeout: { status: null, summary: "A plugin's setup ran past its deadline" },
+  store_locked: { status: null, summary: "Another host uses the data_dir" },
+  store_newer: { status: null, summary: "The database was written by a newer version" },
+  store_changed: { status: null, summary: "A migration that was applied has changed since" },
+  subnet_overlap: { status: null, summary: "The subnet overlaps a route of this machine" },
+} as const satisfies Record<string, { status: number | null; summary: string }>;
+
+/** A code of {@linkcode ERRORS}. */
+export type ErrorCode = keyof typeof ERRORS;
+
+/** An error with a code of {@linkcode ERRORS}: what the API answers with, and what start-up ends with. */
+export class DormouseError extends Error {
+  override readonly name = "DormouseError";
+  readonly code: ErrorCode;
+  /** More for a machine to read; it is sent to clients, so it holds no internals. */
+  readonly details?: Record<string, unknown>;
+
+  constructor(code: ErrorCode, message: string, options: { cause?: unknown; details?: Record<string, unknown> } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.code = code;
+    if (options.details) this.details = options.details;
+  }
+
+  /** The HTTP status of an answer that carries this error; 500 for those that belong to start-up. */
+  get status(): number {
+    return ERRORS[this.code].status ?? 500;
+  }
+}
+
+/** Thrown by a guard to refuse an action; the client sees `code` and the message. */
+export class Veto extends Error {
+  override readonly name = "Veto";
+  readonly code: string;
+  constructor(code: string, reason: string) {
+    super(reason);
+    this.code = code;
+  }
+}
+
+/** The message of anything thrown, for a log line or an error that wraps it. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
