@@ -5,6 +5,7 @@
 import type * as v from "valibot";
 import type { Instance, Origin, State } from "../../main.ts";
 import type { Lagged } from "./delivery.ts";
+import type { ErrorCode } from "./errors.ts";
 
 export type MaybePromise<T> = T | Promise<T>;
 
@@ -95,6 +96,8 @@ export interface LogRequest {
 /** A per-instance policy field that a plugin owns. `P` is the policy, `R` what the plugin remembers about it. */
 export interface FieldExtension<P, R> {
   field: string;
+  /** The code of an error in the field; `invalid_request` when absent. */
+  code?: ErrorCode;
   /** Of the field in create and update bodies; `null` in an update clears the policy. */
   schema: v.GenericSchema<unknown, P>;
   /** Checks across fields and stores what it returns; `undefined` stores no policy. @throws {DormouseError} */
@@ -145,6 +148,10 @@ export interface ApiRoute {
   /** A function where it is complete only once every plugin is set up. */
   body?: v.GenericSchema | (() => v.GenericSchema);
   bodyOptional?: boolean;
+  /** The handler checks the body itself, to answer with codes of its own; then the schema is for the document only. */
+  bodyChecked?: boolean;
+  /** The code for a wrong value of a field of the body or the query; `invalid_request` for those that are not here. */
+  codes?: Readonly<Record<string, ErrorCode>>;
   responses: Record<number, { description: string; schema?: v.GenericSchema | (() => v.GenericSchema); type?: string }>;
   /** Exempt from the request timeout: streams and long polls, which end by themselves when `signal` aborts. */
   long?: boolean;

@@ -1,0 +1,231 @@
+import { createId } from "@paralleldrive/cuid2";
+import * as v from "valibot";
+import type { ErrorCode, Instance } from "../../main.ts";
+import { DormouseError } from "../../main.ts";
+import { formatDuration, parseDuration } from "../shared/duration.ts";
+import { didYouMean } from "../shared/nearest.ts";
+import { parseSize } from "../shared/size.ts";
+import type { Fields } from "./fields.ts";
+
+const Name = v.pipe(
+  v.string(),
+  v.regex(/^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/, "use a-z, 0-9 and inner hyphens"),
+  v.maxLength(63, "at most 63 characters"),
+);
+const Size = v.pipe(v.string(), v.check((text) => parseSize(text) !== undefined, 'expected a size such as "512MB"'));
+const Words = v.array(v.string());
+const Environment = v.record(
+  v.pipe(v.string(), v.regex(/^[^=\0]+$/, "expected a name without = or NUL")),
+  noNul(v.string()),
+);
+const Tags = v.record(v.pipe(v.string(), v.minLength(1), v.maxLength(128)), v.pipe(v.string(), v.maxLength(256)));
+const Ttl = v.pipe(v.string(), v.check((text) => (parseDuration(text) ?? -1) >= 0, 'expected a duration such as "1h"'));
+const ExpiresAt = v.pipe(v.string(), v.isoTimestamp("expected a time such as 2030-01-31T12:00:00Z"));
+
+const CREATE = {
+  name: Name,
+  image: v.pipe(v.string(), v.minLength(1)),
+  hypervisor: v.optional(v.string()),
+  entrypoint: v.optional(v.array(noNul(v.string()))),
+  cmd: v.optional(v.array(noNul(v.string()))),
+  env: v.optional(Environment),
+  working_dir: v.optional(noNul(v.string())),
+  run_as: v.optional(v.pipe(v.string(), v.minLength(1))),
+  tags: v.optional(Tags),
+  vcpus: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(1024))),
+  size: v.optional(Size),
+  network: v.optional(v.strictObject({ enabled: v.optional(v.boolean()) })),
+  ttl: v.optional(Ttl),
+  expires_at: v.optional(ExpiresAt),
+  hotplug_size: v.optional(Size),
+  overlay_size: v.optional(Size),
+  platform: v.optional(v.string()),
+  skip_guest_agent: v.optional(v.boolean()),
+  skip_kernel_headers: v.optional(v.boolean()),
+};
+const UPDATE = {
+  env: v.optional(Environment),
+  tags: v.optional(Tags),
+  ttl: v.optional(Ttl),
+  expires_at: v.optional(v.nullable(ExpiresAt)),
+};
+const FORK = {
+  name: Name,
+  from_running: v.optional(v.boolean()),
+  target_state: v.optional(v.picklist(["Stopped", "Standby", "Running"])),
+};
+const HINTS = ["hotplug_size", "overlay_size", "platform", "skip_guest_agent", "skip_kernel_headers"] as const;
+
+/** Of the contract, but of nothing that Dormouse runs: refused by name rather than ignored, unless they are empty. */
+const UNSUPPORTED = ["volumes", "devices", "gpu", "credentials", "disk_io_bps"];
+
+const CODES: Record<string, ErrorCode> = {
+  name: "invalid_name",
+  size: "invalid_size",
+  hotplug_size: "invalid_size",
+  overlay_size: "invalid_size",
+  ttl: "invalid_ttl",
+  expires_at: "invalid_expires_at",
+};
+
+export type ForkBody = v.InferOutput<v.ObjectSchema<typeof FORK, undefined>>;
+type CreateBody = v.InferOutput<v.ObjectSchema<typeof CREATE, undefined>>;
+type UpdateBody = v.InferOutput<v.ObjectSchema<typeof UPDATE, undefined>>;
+
+/** The bodies of create, update and fork: their schemas, with the fields of plugins, and what they make of instances. */
+export class Bodies {
+  readonly #fields: Fields;
+
+  constructor(fields: Fields) {
+    this.#fields = fields;
+  }
+
+  schemas() {
+    const create = { ...CREATE, ...this.#fields.entries({ clearable: false }) };
+    const update = { ...UPDATE, ...this.#fields.entries({ clearable: true }) };
+    return {
+      create: v.pipe(v.strictObject(create), v.metadata({ ref: "CreateInstanceRequest" })),
+      update: v.pipe(v.strictObject(update), v.metadata({ ref: "UpdateInstanceRequest" })),
+      fork: v.pipe(v.strictObject(FORK), v.metadata({ ref: "ForkInstanceRequest" })),
+    };
+  }
+
+  /** A new instance, not stored yet. `now` is when the request came in: a ttl counts from there. */
+  create(body: unknown, { now, defaultDriver }: { now: number; defaultDriver: string }): Instance {
+    const checked = this.#check<CreateBody>(this.schemas().create, this.#supported(body));
+    const { name, image, hypervisor: driver = defaultDriver, size, tags = {}, env = {} } = checked;
+    const hints = Object.fromEntries(
+      HINTS.flatMap((hint) => (checked[hint] === undefined ? [] : [[hint, checked[hint]]])),
+    );
+    const instance: Instance = {
+      ...blank(now),
+      name,
+      image,
+      driver,
+      entrypoint: checked.entrypoint ?? [],
+      cmd: checked.cmd ?? [],
+      env,
+      tags,
+      working_dir: checked.working_dir ?? null,
+      run_as: checked.run_as ?? null,
+      vcpus: checked.vcpus ?? null,
+      memory_bytes: size === undefined ? null : parseSize(size)!,
+      hints,
+      network: { enabled: checked.network?.enabled ?? true, ip: null, mac: null },
+      expires_at: expiry(checked, now) ?? null,
+    };
+    return { ...instance, policies: this.#fields.policies(checked, instance) };
+  }
+
+  /** The fields that an update changes. @throws {DormouseError} `instance_expired` past the deadline */
+  update(instance: Instance, body: unknown, { now }: { now: number }): Partial<Instance> {
+    const checked = this.#check<UpdateBody>(this.schemas().update, this.#supported(body));
+    const expires_at = expiry(checked, now);
+    if (expires_at !== undefined && instance.expires_at !== null && instance.expires_at <= now) {
+      const since = formatDuration(now - instance.expires_at);
+      throw new DormouseError(
+        "instance_expired",
+        `Cannot update expiry of instance "${instance.name}": expired ${since} ago`,
+      );
+    }
+    const { env, tags } = checked;
+    const policies = this.#fields.policies(checked, instance);
+    return { ...(env && { env }), ...(tags && { tags }), ...(expires_at !== undefined && { expires_at }), policies };
+  }
+
+  fork(body: unknown): ForkBody {
+    return this.#check<ForkBody>(this.schemas().fork, body);
+  }
+
+  /** A new instance with what the source was asked to be: its own id, address and history, and no expiry. */
+  forked(source: Instance, { name, now }: { name: string; now: number }): Instance {
+    const { id, state, phases, revision } = blank(now);
+    const network = { ...source.network, ip: null, mac: null };
+    const fresh = { id, name, network, state, phases, revision, created_at: now, expires_at: null, state_error: null };
+    return { ...source, ...fresh, started_at: null, stopped_at: null, exit_code: null, exit_message: null };
+  }
+
+  /** The body without the contract's fields that are empty and of no use here; those in use are refused by name. */
+  #supported(body: unknown): unknown {
+    if (typeof body !== "object" || body === null || Array.isArray(body)) return body;
+    const fields: Record<string, unknown> = { ...body };
+    this.#fields.refuseOff(fields);
+    for (const field of UNSUPPORTED) {
+      const value = fields[field];
+      const empty = value === undefined || value === null || value === "" || Object.keys(value).length === 0;
+      if (!empty) {
+        throw new DormouseError("not_supported", `Cannot use field "${field}": no driver of this host has it`);
+      }
+      delete fields[field];
+    }
+    return fields;
+  }
+
+  #check<T>(schema: v.GenericSchema, body: unknown): T {
+    const result = v.safeParse(schema, body);
+    if (result.success) return result.output as T;
+    const issue = result.issues[0];
+    const path = v.getDotPath(issue) ?? "body";
+    const field = path.split(".")[0];
+    const code = CODES[field] ?? this.#fields.codeOf(field) ?? "invalid_request";
+    throw new DormouseError(code, explain(issue, path, schema), { details: { field: path } });
+  }
+}
+
+function explain(issue: v.BaseIssue<unknown>, path: string, schema: v.GenericSchema): string {
+  if (issue.type === "strict_object" && issue.expected === "never") {
+    const entries = (schema as unknown as { entries: Record<string, unknown> }).entries;
+    return `Unknown field "${path}"${didYouMean(path, Object.keys(entries))}`;
+  }
+  if (issue.input === undefined) return `Missing field "${path}": expected ${issue.expected}`;
+  const expected = issue.kind === "schema" && issue.expected ? `expected ${issue.expected}` : issue.message;
+  return `Wrong value of "${path}": ${expected}, found ${issue.received}`;
+}
+
+/** Milliseconds since the epoch, null for never, undefined where the body says nothing. */
+function expiry(body: { ttl?: string; expires_at?: string | null }, now: number): number | null | undefined {
+  const { ttl, expires_at } = body;
+  if (ttl !== undefined && expires_at !== undefined) {
+    throw new DormouseError("invalid_request", 'Cannot use both "ttl" and "expires_at"');
+  }
+  if (ttl !== undefined) return parseDuration(ttl) === 0 ? null : now + parseDuration(ttl)!;
+  if (expires_at === undefined || expires_at === null) return expires_at;
+  const at = Date.parse(expires_at);
+  if (at > now) return at;
+  throw new DormouseError("invalid_expires_at", `Wrong value of "expires_at": ${expires_at} is not in the future`);
+}
+
+function blank(now: number): Instance {
+  return {
+    id: createId(),
+    name: "",
+    driver: "",
+    image: "",
+    entrypoint: [],
+    cmd: [],
+    env: {},
+    working_dir: null,
+    run_as: null,
+    tags: {},
+    vcpus: null,
+    memory_bytes: null,
+    hints: {},
+    network: { enabled: false, ip: null, mac: null },
+    state: "Created",
+    state_error: null,
+    transition: null,
+    created_at: now,
+    started_at: null,
+    stopped_at: null,
+    expires_at: null,
+    exit_code: null,
+    exit_message: null,
+    phases: { since: now, totals: {} },
+    policies: {},
+    revision: 0,
+  };
+}
+
+function noNul(schema: v.StringSchema<undefined>) {
+  return v.pipe(schema, v.check((text) => !text.includes("\0"), "expected text without NUL"));
+}

@@ -1,0 +1,214 @@
+import type { Driver, Feature, Instance, Network, Origin, PluginHooks, Reading, State } from "../../main.ts";
+import { DormouseError } from "../../main.ts";
+import { abortable } from "../shared/async.ts";
+import { messageOf } from "../shared/errors.ts";
+import type { Fields } from "./fields.ts";
+import type { Lanes } from "./lanes.ts";
+import { notFound, type Records } from "./records.ts";
+import { type Request, RULES, UNDER_WAY } from "./states.ts";
+
+/** What the turns of all instances share. */
+export interface Registry {
+  readonly records: Records;
+  readonly lanes: Lanes;
+  readonly fields: Fields;
+  readonly hooks: PluginHooks;
+  readonly network: Network | undefined;
+  driver(name: string): Driver;
+  now(): number;
+}
+
+type Step = "start" | "stop" | "pause" | "resume" | "standby" | "restore";
+type Outcome = Partial<Instance> & { state: State };
+
+/** How each step is carried out by a driver, and what it makes of the instance. */
+const STEPS = {
+  start: async (driver, instance, signal, now) => {
+    const state = await driver.start(instance, signal);
+    return { state, started_at: now(), stopped_at: null, exit_code: null, exit_message: null };
+  },
+  stop: async (driver, instance, signal, now) => {
+    const exit = await driver.stop(instance, signal);
+    return { state: "Stopped", stopped_at: now(), ...exit };
+  },
+  pause: async (driver, instance) => (await driver.pause!(instance), { state: "Paused" }),
+  resume: async (driver, instance) => (await driver.resume!(instance), { state: "Running" }),
+  standby: async (driver, instance, signal) => (await driver.standby!(instance, signal), { state: "Standby" }),
+  restore: async (driver, instance, signal) => ({ state: await driver.restore!(instance, signal) }),
+} satisfies Record<Step, (d: Driver, i: Instance, signal: AbortSignal, now: () => number) => Promise<Outcome>>;
+
+const NEEDS: Record<Step, Feature | undefined> = {
+  start: undefined,
+  stop: undefined,
+  pause: "pause",
+  resume: "pause",
+  standby: "standby",
+  restore: "standby",
+};
+
+/**
+ * Takes an instance through one step, in its lane: rules, guards, a row that says it began, the driver, the result.
+ * `change` is laid over the instance first; a request with a change of its own joins no other.
+ */
+export function step(
+  registry: Registry,
+  id: string,
+  request: Step,
+  origin: Origin,
+  change?: Partial<Instance>,
+): Promise<Instance> {
+  return registry.lanes.enter(id, request, async (signal) => {
+    const decided = await decide(registry, id, request);
+    if (decided.done) return decided.instance;
+    const driver = featured(registry.driver(decided.instance.driver), NEEDS[request]);
+    await ask(registry, request, decided.instance, origin, signal);
+    if (change) await driver.validate({ ...decided.instance, ...change });
+    const underWay = UNDER_WAY[request];
+    // Before anything is done, so that a host that dies here finds out from the row what it was about.
+    const instance = underWay === null
+      ? decided.instance
+      : registry.records.update(id, { ...change, state: underWay, transition: request }, { action: "state", origin });
+    try {
+      const outcome = await STEPS[request](driver, instance, signal, registry.now);
+      return registry.records.update(id, { ...outcome, transition: null, state_error: null }, {
+        action: request,
+        origin,
+      });
+    } catch (error) {
+      const cause = signal.aborted ? `${request}_aborted` : `${request}_failed`;
+      commitReading(registry, id, await read(registry, instance), { ...origin, cause }, { error: messageOf(error) });
+      throw failure(request, instance, error);
+    }
+  }, { joins: change === undefined });
+}
+
+/** Ends an instance at once and removes all that is its own. What fails is tried again by the next reconcile. */
+export function remove(registry: Registry, id: string, origin: Origin): Promise<void> {
+  return registry.lanes.enter(id, "delete", async (signal) => {
+    const instance = existing(registry, id);
+    if (instance.transition !== "delete") await ask(registry, "delete", instance, origin, signal);
+    await removeNow(registry, instance, origin);
+  });
+}
+
+/** The deletion itself, for those who hold the lane already. */
+export async function removeNow(registry: Registry, instance: Instance, origin: Origin): Promise<void> {
+  const { records, network, fields } = registry;
+  const driver = registry.driver(instance.driver);
+  if (instance.transition !== "delete") {
+    const state = instance.state === "Stopped" ? instance.state : UNDER_WAY.delete;
+    records.update(instance.id, { state, transition: "delete" }, { action: "state", origin });
+  }
+  try {
+    await driver.delete(existing(registry, instance.id));
+  } catch (error) {
+    throw failure("delete", instance, error);
+  }
+  records.remove(instance.id, { action: "delete", origin }, () => network?.release(instance.id));
+  fields.forget(instance.id);
+}
+
+/** Looks at the instance and commits what changed by itself. */
+export function look(registry: Registry, id: string, cause: string): Promise<Instance | undefined> {
+  return registry.lanes.enter(id, "look", async () => {
+    const instance = registry.records.find(id);
+    if (!instance) return undefined;
+    if (instance.transition === "delete") {
+      await removeNow(registry, instance, { actor: "system", cause: "delete_retried" });
+      return undefined;
+    }
+    const reading = await read(registry, instance);
+    return commitReading(registry, id, reading, { actor: "system", cause });
+  });
+}
+
+/** What the driver sees, and `Unknown` with the reason where it cannot tell (it should say so itself, but may break). */
+export async function read(
+  registry: Registry,
+  instance: Instance,
+  how: "inspect" | "adopt" = "inspect",
+): Promise<Reading> {
+  try {
+    return await registry.driver(instance.driver)[how](instance);
+  } catch (error) {
+    return { state: "Unknown", error: messageOf(error) };
+  }
+}
+
+/** Brings a row in line with a reading; where they agree, nothing is written and nothing emitted. */
+export function commitReading(
+  registry: Registry,
+  id: string,
+  reading: Reading,
+  origin: Origin,
+  detail: Record<string, unknown> = {},
+): Instance {
+  const { records, now } = registry;
+  const instance = existing(registry, id);
+  const { state } = reading;
+  const state_error = reading.state === "Unknown" ? reading.error : null;
+  if (instance.state === state && instance.transition === null && instance.state_error === state_error) return instance;
+  const fields: Partial<Instance> = { state, state_error, transition: null };
+  if (reading.state === "Stopped" && instance.state !== "Stopped") {
+    const { exit_code, exit_message } = reading;
+    return records.update(id, { ...fields, stopped_at: now(), exit_code, exit_message }, {
+      action: "state",
+      origin,
+      detail,
+    });
+  }
+  const started = instance.started_at === null && (state === "Running" || state === "Initializing");
+  return records.update(id, { ...fields, ...(started && { started_at: now() }) }, { action: "state", origin, detail });
+}
+
+/** The instance as it is now, and whether the request is fulfilled already. An `Unknown` is looked at once more first. */
+export async function decide(
+  registry: Registry,
+  id: string,
+  request: Request,
+): Promise<{ instance: Instance; done: boolean }> {
+  let instance = existing(registry, id);
+  if (instance.state === "Unknown" && RULES[request].Unknown === "refuse") {
+    const reading = await read(registry, instance);
+    instance = commitReading(registry, id, reading, { actor: "system", cause: `before_${request}` });
+  }
+  const rule = RULES[request][instance.state];
+  if (rule === "refuse") throw invalidState(request, instance);
+  return { instance, done: rule === "done" };
+}
+
+/** Asks the guards of an action, until the action is overtaken. */
+export async function ask(
+  registry: Registry,
+  request: Request | "create",
+  instance: Instance,
+  origin: Origin,
+  signal: AbortSignal,
+) {
+  await abortable(registry.hooks.ask(`before:${request}`, { instance, origin, signal }), signal);
+}
+
+/** The driver, if it has the feature. @throws {DormouseError} `not_supported` */
+export function featured(driver: Driver, feature: Feature | undefined): Driver {
+  if (feature === undefined || driver.features.has(feature)) return driver;
+  const message = `Cannot use "${feature}": driver "${driver.name}" does not support it`;
+  throw new DormouseError("not_supported", message, { details: { driver: driver.name, feature } });
+}
+
+export function existing({ records }: Registry, id: string): Instance {
+  const instance = records.find(id);
+  if (!instance) throw notFound(id);
+  return instance;
+}
+
+export function invalidState(request: string, { name, state, state_error }: Instance): DormouseError {
+  const reason = state_error === null ? "" : ` (${state_error})`;
+  return new DormouseError("invalid_state", `Cannot ${request} instance "${name}": state is ${state}${reason}`);
+}
+
+export function failure(request: string, { name }: Instance, error: unknown): DormouseError {
+  if (error instanceof DormouseError) return error;
+  return new DormouseError("driver_failed", `Cannot ${request} instance "${name}": ${messageOf(error)}`, {
+    cause: error,
+  });
+}

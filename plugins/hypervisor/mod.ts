@@ -1,0 +1,144 @@
+/**
+ * The registry of instances. `states.ts` holds the rules, `lanes.ts` the locks, `records.ts` the rows, `bodies.ts` what
+ * comes in and `present.ts` what goes out, `fields.ts` what other plugins add to both; `lifecycle.ts` and `creation.ts`
+ * are the actions; `recovery.ts`, `expiry.ts` and `wait.ts` act on what happens by itself.
+ */
+import * as v from "valibot";
+import {
+  definePlugin,
+  DormouseError,
+  type Driver,
+  type Feature,
+  type Host,
+  type Hypervisor,
+  type Instance,
+} from "../../main.ts";
+import { messageOf } from "../shared/errors.ts";
+import { didYouMean } from "../shared/nearest.ts";
+import { duration } from "../shared/schemas.ts";
+import { Bodies } from "./bodies.ts";
+import { Creation } from "./creation.ts";
+import { Reaper } from "./expiry.ts";
+import { Fields } from "./fields.ts";
+import { Lanes } from "./lanes.ts";
+import { ask, existing, featured, look, type Registry, remove, step } from "./lifecycle.ts";
+import { Presenter } from "./present.ts";
+import { Records } from "./records.ts";
+import { adoptAll, Reconciler } from "./recovery.ts";
+import { Waiting } from "./wait.ts";
+
+const Options = v.object({
+  /** The driver of instances whose body names none. */
+  default_driver: v.optional(v.string(), "process"),
+  reconcile_interval: v.optional(duration({ min: 100 }), "5s"),
+});
+type Options = v.InferOutput<typeof Options>;
+
+export default definePlugin({
+  name: "hypervisor",
+  requires: ["store", "network?"],
+  provides: ["hypervisor"],
+  options: Options,
+  setup(host, options) {
+    host.provide("hypervisor", createHypervisor(host, options));
+  },
+});
+
+function createHypervisor(host: Host, options: Options): Hypervisor {
+  const { hooks, log } = host;
+  const store = host.use("store");
+  const drivers = new Map<string, Driver>();
+  const fields = new Fields(store);
+  const registry: Registry = {
+    records: new Records(store, hooks),
+    lanes: new Lanes(),
+    fields,
+    hooks,
+    network: host.find("network"),
+    driver: (name) => driverNamed(drivers, name),
+    now: Date.now,
+  };
+  const { records, lanes } = registry;
+  const bodies = new Bodies(fields);
+  const creation = new Creation(registry, bodies);
+  const presenter = new Presenter(fields, registry.now);
+  const waiting = new Waiting(registry, hooks, log);
+  const reaper = new Reaper(registry, log);
+
+  host.defer(() => lanes.close());
+  host.defer(() => reaper[Symbol.dispose]());
+  hooks.guard("host:ready", async () => {
+    await adoptAll(registry, log);
+    const reconciler = new Reconciler(registry, log, { interval: options.reconcile_interval });
+    host.defer(() => reconciler[Symbol.dispose]());
+    reaper.sweep();
+  }, { priority: 100, timeout: 120_000 });
+
+  return {
+    register(driver) {
+      if (drivers.has(driver.name)) throw new TypeError(`Cannot register driver "${driver.name}": the name is taken`);
+      drivers.set(driver.name, driver);
+      return { [Symbol.dispose]: () => void drivers.delete(driver.name) };
+    },
+    drivers: () => [...drivers.values()],
+    defaultDriver: options.default_driver,
+    driverOf: <F extends Feature>(instance: Instance, feature?: F) =>
+      featured(registry.driver(instance.driver), feature) as Driver & Required<Pick<Driver, F>>,
+    extend: (extension) => fields.extend(extension, (id) => records.find(id) !== undefined),
+    resolve: (reference) => records.resolve(reference),
+    find: (id) => records.find(id),
+    list({ state, tags = {} } = {}) {
+      const wanted = Object.entries(tags);
+      if (state === undefined && wanted.length === 0) return records.all();
+      return records.all().filter((instance) =>
+        (state === undefined || instance.state === state) &&
+        wanted.every(([tag, value]) => Object.hasOwn(instance.tags, tag) && instance.tags[tag] === value)
+      );
+    },
+    async create(body, origin) {
+      const instance = await creation.create(body, origin, options.default_driver);
+      if (instance.expires_at !== null) reaper.sweep();
+      return instance;
+    },
+    update(id, body, origin) {
+      const now = registry.now();
+      return lanes.enter(id, "update", async (signal) => {
+        const instance = existing(registry, id);
+        const changed = bodies.update(instance, body, { now });
+        await ask(registry, "update", instance, origin, signal);
+        const updated = records.update(id, changed, {
+          action: "update",
+          origin,
+          detail: { fields: Object.keys(body as object) },
+        });
+        if (changed.expires_at !== undefined) reaper.sweep();
+        return updated;
+      }, { joins: false });
+    },
+    start: (id, origin, override) => step(registry, id, "start", origin, override),
+    stop: (id, origin) => step(registry, id, "stop", origin),
+    pause: (id, origin) => step(registry, id, "pause", origin),
+    resume: (id, origin) => step(registry, id, "resume", origin),
+    standby: (id, origin) => step(registry, id, "standby", origin),
+    restore: (id, origin) => step(registry, id, "restore", origin),
+    fork: (id, body, origin) => creation.fork(id, body, origin),
+    delete: (id, origin) => remove(registry, id, origin),
+    changed(id, cause) {
+      look(registry, id, cause).catch((error) => {
+        log.warn("Looking at instance {id} failed: {reason}", { id, reason: messageOf(error), error });
+      });
+    },
+    wait: (id, target, waitOptions) => waiting.wait(id, target, waitOptions),
+    schemas: () => ({ ...bodies.schemas(), instance: presenter.schema() }),
+    present: (instance) => presenter.present(instance),
+    presentJson: (instance) => presenter.presentJson(instance),
+  };
+}
+
+function driverNamed(drivers: Map<string, Driver>, name: string): Driver {
+  const driver = drivers.get(name);
+  if (driver) return driver;
+  const loaded = [...drivers.keys()].map((known) => `"${known}"`).join(", ") || "none";
+  const message = `No driver "${name}"${didYouMean(name, drivers.keys())}: loaded is ${loaded}`;
+  throw new DormouseError("unknown_driver", message);
+}

@@ -1,0 +1,99 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import process from "node:process";
+import type { TestContext } from "node:test";
+import { execa } from "execa";
+import { stringify } from "smol-toml";
+import { loadPlugins, type Plugin, type RunningHost, startHost } from "../main.ts";
+import { delay } from "../plugins/shared/async.ts";
+import { readConfig } from "../plugins/shared/config.ts";
+
+/** The folder of the project. */
+export const ROOT = resolve(import.meta.dirname!, "..");
+/** How this runtime starts a script, before the script's path: `[execPath, ...flags]`. */
+export const RUNTIME: readonly string[] = "Deno" in globalThis
+  ? [process.execPath, "run", "-A", "--quiet"]
+  : [process.execPath];
+
+const stacks = new WeakMap<TestContext, AsyncDisposableStack>();
+
+/** What ends with the test, the last registered first; `t.after` alone runs in the order of registration. */
+export function cleanup(t: TestContext): AsyncDisposableStack {
+  let stack = stacks.get(t);
+  if (!stack) {
+    const made = stack = new AsyncDisposableStack();
+    stacks.set(t, made);
+    t.after(() => made.disposeAsync());
+  }
+  return stack;
+}
+
+/** A new folder that is removed after the test. */
+export function temporaryFolder(t: TestContext): string {
+  const folder = mkdtempSync(join(tmpdir(), "dormouse-test-"));
+  cleanup(t).defer(() => rmSync(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+export interface StartOptions {
+  /** Where `config.toml` and `data/` are; a new one when absent. The same folder again is a restart. */
+  folder?: string;
+  /** The `[host]` table. */
+  host?: Record<string, unknown>;
+  /** The `[plugins.NAME]` tables, by name. */
+  tables?: Record<string, Record<string, unknown>>;
+}
+
+/**
+ * A host in this process made of `plugins`, with a real config file and data_dir; closed after the test.
+ *
+ * @throws {DormouseError} as reading the config, loading and starting do
+ */
+export async function startWith(t: TestContext, plugins: Plugin[], options: StartOptions = {}): Promise<RunningHost> {
+  const { folder = temporaryFolder(t), host = {}, tables = {} } = options;
+  const file = join(folder, "config.toml");
+  const named = Object.fromEntries(plugins.map(({ name }) => [name, tables[name] ?? {}]));
+  writeFileSync(file, stringify({ data_dir: "data", host, plugins: named }));
+  const { config, problems } = readConfig(file, { env: {}, dataDir: join(folder, "data") });
+  const given = new Map(plugins.map((plugin) => [plugin.name, plugin]));
+  const running = await startHost(config, await loadPlugins(config, { problems, given }));
+  cleanup(t).defer(() => running.close());
+  return running;
+}
+
+/** The real `main.ts` as a process of this runtime, its output collected; killed after the test if it still runs. */
+export function runMain(t: TestContext, args: string[], env: Record<string, string> = {}) {
+  const [command, ...flags] = RUNTIME;
+  const child = execa(command, [...flags, join(ROOT, "main.ts"), ...args], { env, reject: false, stdin: "ignore" });
+  cleanup(t).defer(async () => {
+    child.kill("SIGKILL");
+    await child;
+  });
+  return child;
+}
+
+/**
+ * The `skip` option of a test that needs what this machine may lack: `test(name, { skip: lacking(reason) }, ...)` with
+ * `reason` null where nothing is missing.
+ *
+ * @throws {Error} where `DORMOUSE_E2E=require` makes a skip a failure
+ */
+export function lacking(reason: string | null): string | false {
+  if (reason === null) return false;
+  if (process.env.DORMOUSE_E2E === "require") throw new Error(`Cannot skip with DORMOUSE_E2E=require: ${reason}`);
+  return reason;
+}
+
+/**
+ * Polls for what sends no event, such as a process that must be gone. Anything that does send one is awaited instead.
+ *
+ * @throws {Error} with `what` where it is not so after `ms` milliseconds
+ */
+export async function until(what: string, condition: () => boolean | Promise<boolean>, ms = 10_000): Promise<void> {
+  const end = Date.now() + ms;
+  while (!await condition()) {
+    if (Date.now() > end) throw new Error(`Not within ${ms} ms: ${what}`);
+    await delay(10);
+  }
+}
