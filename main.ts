@@ -5,18 +5,18 @@
 import { join, resolve } from "node:path";
 import process from "node:process";
 import type { DatabaseSync } from "node:sqlite";
-import { parseArgs } from "node:util";
 import { getLogger, type Logger } from "@logtape/logtape";
 import * as v from "valibot";
-import { deadline } from "./plugins/shared/async.ts";
+import { commandHelp, readArguments, refuseUnknown, usage } from "./plugins/shared/arguments.ts";
+import { deadline, isPromise } from "./plugins/shared/async.ts";
+import { Closers } from "./plugins/shared/closers.ts";
 import { check, type Config, Problems, readConfig } from "./plugins/shared/config.ts";
 import type * as contracts from "./plugins/shared/contracts.ts";
 import type { MaybePromise } from "./plugins/shared/contracts.ts";
-import { Delivery } from "./plugins/shared/delivery.ts";
+import { Channel } from "./plugins/shared/delivery.ts";
 import { DormouseError, messageOf, Veto } from "./plugins/shared/errors.ts";
 import { configureLogging } from "./plugins/shared/logging.ts";
 import { importPlugin, inOrder, neededFor } from "./plugins/shared/modules.ts";
-import { didYouMean } from "./plugins/shared/nearest.ts";
 
 export type * from "./plugins/shared/contracts.ts";
 export { DormouseError, Veto } from "./plugins/shared/errors.ts";
@@ -61,6 +61,8 @@ export interface Instance {
   /** As asked for; null where nothing was, and then nothing is limited by it. */
   readonly vcpus: number | null;
   readonly memory_bytes: number | null;
+  /** What the HTTP contract knows and only some drivers use: `overlay_size`, `hotplug_size`, `skip_guest_agent`. */
+  readonly hints: Readonly<Record<string, string | boolean>>;
   readonly network: { readonly enabled: boolean; readonly ip: string | null; readonly mac: string | null };
   readonly state: State;
   /** Why the state cannot be told; only with `Unknown`. */
@@ -97,7 +99,7 @@ export interface LifecycleEvent {
 // --------------------------------------------------------------------------------------------------- drivers
 
 /** What a driver may lack. One that is not in its `features` is answered with 501, naming driver and feature. */
-export type Feature = "pause" | "standby" | "fork" | "exec" | "stats" | "logs" | "stat";
+export type Feature = "pause" | "standby" | "queues" | "fork" | "exec" | "stats" | "logs" | "stat";
 
 /** What a driver sees when it looks: the truth that the registry's rows are checked against. */
 export type Reading =
@@ -237,8 +239,10 @@ export interface Store {
 export interface Hypervisor {
   register(driver: Driver): Disposable;
   drivers(): Driver[];
+  /** The name of the driver for bodies that name none. */
+  readonly defaultDriver: string;
   /** The instance's driver, checked for a feature. @throws not_supported */
-  driverOf<F extends Feature>(instance: Instance, feature?: F): Driver & Required<Pick<Driver, F>>;
+  driverOf<F extends Feature>(instance: Instance, feature?: F): Driver & Required<Pick<Driver, F & keyof Driver>>;
   extend<P, R = never>(extension: contracts.FieldExtension<P, R>): contracts.Extension<P, R>;
   /** By id, name or unique id prefix. @throws not_found, ambiguous */
   resolve(reference: string): Instance;
@@ -295,6 +299,8 @@ export interface Services {
   hypervisor: Hypervisor;
   network: Network;
   api: Api;
+  /** The kernel's table of connections. */
+  conntrack: contracts.Conntrack;
 }
 export type ServiceName = keyof Services;
 
@@ -347,19 +353,22 @@ interface Handler {
   priority: number;
   timeout: number;
   call(payload: unknown): MaybePromise<void>;
+  /** Calls under way. */
+  busy: Set<Promise<void>>;
+  /** A call that goes over a list of handlers passes over those that were undone meanwhile. */
+  undone: boolean;
 }
-interface Channel {
-  published: number;
-  /** Replaced, never changed, as are the lists of handlers: a call in progress goes on over the list it began with. */
-  deliveries: readonly Delivery<unknown>[];
+type Undo = () => MaybePromise<void>;
+interface EventHook {
+  channel: Channel<unknown>;
   consumers: Map<string, { dropped: number; errors: number }>;
 }
 
 /** The hook bus. Plugins see it as {@linkcode PluginHooks}, each through a view of its own that {@linkcode view} makes. */
 export class HookBus {
+  /** Lists are replaced, never changed: a call in progress goes on over the list that it began with. */
   #handlers = new Map<string, readonly Handler[]>();
-  #channels = new Map<string, Channel>();
-  #ready: (() => void)[] = [];
+  #events = new Map<string, EventHook>();
   readonly #buffer: number;
   readonly #timeout: number;
 
@@ -369,55 +378,67 @@ export class HookBus {
     this.#timeout = timeout;
   }
 
-  /** The bus for one plugin: `owner` in errors and statistics, each undo handed to `defer`. */
-  view(owner: string, defer: (undo: () => void) => void = () => {}): PluginHooks {
-    const undoable = (undo: () => void): Disposable => (defer(undo), { [Symbol.dispose]: undo });
+  /** The bus for one plugin: `owner` in errors and statistics, each undo added to `closers` until it is used. */
+  view(owner: string, closers = new Closers()): PluginHooks {
+    const undoable = (undo: Undo): Disposable => {
+      const forget = closers.add(undo);
+      return { [Symbol.dispose]: () => (forget(), void undo()) };
+    };
     return {
       guard: (name, call, { priority = 0, timeout = this.#timeout } = {}) =>
-        undoable(this.#add(name, { owner, priority, timeout, call: call as Handler["call"] })),
+        undoable(this.#add(name, owner, call as Handler["call"], priority, timeout)),
       commit: (name, call, { priority = 0 } = {}) =>
-        undoable(this.#add(name, { owner, priority, timeout: 0, call: call as Handler["call"] })),
+        undoable(this.#add(name, owner, call as Handler["call"], priority)),
       on: (name, call, options = {}) => undoable(this.#subscribe(name, owner, call as Handler["call"], options)),
       ask: (name, payload) => this.#ask(name, payload),
       apply: (name, payload) => this.#apply(name, payload),
-      publish: (name, payload) => this.#publish(name, payload),
+      publish: (name, payload) => this.#event(name).channel.publish(payload),
       stats: () => this.stats(),
     };
   }
 
-  /** Resolves once every event that was published has been handled. */
+  /** Resolves once every event that was published has been handled, those that handlers publish included. */
   async idle(): Promise<void> {
-    await Promise.all([...this.#channels.values()].flatMap((channel) => channel.deliveries.map((d) => d.idle())));
+    for (let waited = [true]; waited.includes(true);) {
+      waited = await Promise.all([...this.#events.values()].map(({ channel }) => channel.idle()));
+    }
   }
 
   stats(): contracts.ConsumerStats[] {
-    return [...this.#channels].flatMap(([hook, { consumers, deliveries }]) =>
+    return [...this.#events].flatMap(([hook, { consumers, channel }]) =>
       [...consumers].map(([consumer, counts]) => {
-        const own = deliveries.filter((delivery) => delivery.consumer === consumer);
+        const own = channel.deliveries.filter((delivery) => delivery.consumer === consumer);
         return { hook, consumer, subscribers: own.length, deepest: Math.max(0, ...own.map((d) => d.depth)), ...counts };
       })
     );
   }
 
-  #add(name: string, handler: Handler): () => void {
+  #add(name: string, owner: string, call: Handler["call"], priority: number, timeout = 0): Undo {
+    const handler: Handler = { owner, priority, timeout, call, busy: new Set(), undone: false };
     const list = [...this.#handlers.get(name) ?? [], handler].sort((a, b) => b.priority - a.priority);
     this.#handlers.set(name, list);
-    return () => this.#handlers.set(name, this.#handlers.get(name)!.filter((other) => other !== handler));
+    return async () => {
+      handler.undone = true;
+      this.#handlers.set(name, this.#handlers.get(name)!.filter((other) => other !== handler));
+      await Promise.allSettled(handler.busy);
+    };
   }
 
   async #ask(name: string, payload: unknown): Promise<void> {
-    for (const { owner, timeout, call } of this.#handlers.get(name) ?? []) {
+    for (const handler of this.#handlers.get(name) ?? []) {
+      const { owner, timeout, call, busy } = handler;
       try {
-        const pending = call(payload);
-        if (pending) await deadline(pending, timeout, `Guard "${name}" of plugin "${owner}"`);
+        const pending = handler.undone ? undefined : call(payload);
+        if (!isPromise(pending)) continue;
+        const settled = Promise.resolve(pending).finally(() => busy.delete(settled));
+        busy.add(settled);
+        await deadline(settled, timeout, "it");
       } catch (error) {
         // By name, so that a plugin that lives elsewhere and imports nothing can veto too.
         if (error instanceof Error && error.name === "Veto") {
           const details = { plugin: owner, code: (error as Veto).code, reason: error.message };
-          throw new DormouseError("vetoed", `Refused by plugin "${owner}": ${error.message}`, {
-            cause: error,
-            details,
-          });
+          const message = `Refused by plugin "${owner}": ${error.message}`;
+          throw new DormouseError("vetoed", message, { cause: error, details });
         }
         if (error instanceof DormouseError) throw error;
         const message = `Guard "${name}" of plugin "${owner}" failed: ${messageOf(error)}`;
@@ -427,50 +448,33 @@ export class HookBus {
   }
 
   #apply(name: string, payload: unknown): void {
-    for (const { owner, call } of this.#handlers.get(name) ?? []) {
-      if (call(payload)) throw new TypeError(`Commit hook "${name}" of plugin "${owner}" returned a promise`);
+    for (const { owner, undone, call } of this.#handlers.get(name) ?? []) {
+      const pending: unknown = undone ? undefined : call(payload);
+      if (!isPromise(pending)) continue;
+      pending.then(undefined, (error) => log.error("Commit hook {name} of {owner} failed", { name, owner, error }));
+      throw new TypeError(`Commit hook "${name}" of plugin "${owner}" returned a promise`);
     }
   }
 
-  #channel(name: string): Channel {
-    let channel = this.#channels.get(name);
-    if (!channel) this.#channels.set(name, channel = { published: 0, deliveries: [], consumers: new Map() });
-    return channel;
+  #event(name: string): EventHook {
+    let event = this.#events.get(name);
+    if (!event) this.#events.set(name, event = { channel: new Channel(), consumers: new Map() });
+    return event;
   }
 
-  #publish(name: string, payload: unknown): void {
-    const channel = this.#channel(name);
-    channel.published++;
-    const seq = (payload as { seq?: unknown } | null)?.seq;
-    const position = typeof seq === "number" ? seq : channel.published;
-    for (const delivery of channel.deliveries) delivery.push(payload, position);
-  }
-
-  /** One microtask serves all the queues that a publish filled. */
-  #wake = (drain: () => void): void => {
-    if (this.#ready.push(drain) > 1) return;
-    queueMicrotask(() => {
-      for (const drain of this.#ready.splice(0)) drain();
-    });
-  };
-
-  #subscribe(hook: string, owner: string, handle: Handler["call"], options: contracts.EventOptions): () => void {
+  #subscribe(hook: string, owner: string, handle: Handler["call"], options: contracts.EventOptions): Undo {
     const { consumer = owner, buffer = this.#buffer } = options;
-    const channel = this.#channel(hook);
-    const counts = channel.consumers.get(consumer) ?? { dropped: 0, errors: 0 };
-    channel.consumers.set(consumer, counts);
+    const { channel, consumers } = this.#event(hook);
+    const counts = consumers.get(consumer) ?? { dropped: 0, errors: 0 };
+    consumers.set(consumer, counts);
     const lagged = options.lagged ??
       ((gap) => log.warn("Consumer {consumer} of {hook} missed {from} to {to}", { consumer, hook, ...gap }));
     const failed = (error: unknown) => {
       const reason = messageOf(error);
       log.error("Handler of {hook} in {consumer} failed: {reason}", { hook, consumer, reason, error });
     };
-    const delivery = new Delivery(handle, { consumer, buffer, counts, lagged, failed, wake: this.#wake });
-    channel.deliveries = [...channel.deliveries, delivery];
-    return () => {
-      delivery.close();
-      channel.deliveries = channel.deliveries.filter((other) => other !== delivery);
-    };
+    const delivery = channel.subscribe(handle, { consumer, buffer, counts, lagged, failed });
+    return () => channel.unsubscribe(delivery);
   }
 }
 
@@ -482,7 +486,7 @@ const log = getLogger(["dormouse", "host"]);
 interface Loaded {
   plugin: Plugin;
   options: unknown;
-  closers: (() => MaybePromise<void>)[];
+  closers: Closers;
 }
 
 /** A host that is up. */
@@ -501,17 +505,18 @@ export interface RunningHost extends AsyncDisposable {
  */
 export async function loadPlugins(
   config: Config,
-  { problems = new Problems("config"), given = {} as Record<string, Plugin> } = {},
+  { problems = new Problems("config"), given = new Map<string, Plugin>() } = {},
 ): Promise<Loaded[]> {
   const folder = join(ROOT, "plugins");
   const loaded: Loaded[] = [];
   for (const { name, use, options } of config.plugins) {
-    const plugin = given[name] ?? await importPlugin(folder, name, use).catch((error) => problems.include(name, error));
+    const plugin = given.get(name) ??
+      await importPlugin(folder, name, use).catch((error) => problems.include(name, error));
     if (!plugin) continue;
     loaded.push({
       plugin,
       options: check(plugin.options ?? v.object({}), options, `plugins.${name}`, problems),
-      closers: [],
+      closers: new Closers(),
     });
   }
   problems.throwIfAny();
@@ -534,18 +539,20 @@ export async function startHost(config: Config, plugins: Loaded[], command?: str
   let closed: Promise<void> | undefined;
   const close = () => closed ??= closeAll();
   async function closeAll(): Promise<void> {
-    const end = Date.now() + config.host.close_timeout;
-    const step = async (name: string, work: () => MaybePromise<void>) => {
+    const end = performance.now() + config.host.close_timeout;
+    const step = async (name: string, work: () => MaybePromise<void>, share = 1) => {
+      const left = Math.max(Math.round((end - performance.now()) * share), 100);
       try {
-        await deadline(Promise.resolve().then(work), Math.max(end - Date.now(), 100), `Closing plugin "${name}"`);
+        await deadline(Promise.resolve().then(work), left, "it");
       } catch (error) {
-        log.error("Closing plugin {name} failed: {reason}", { name, reason: messageOf(error), error });
+        log.error("Closing {name} failed: {reason}", { name, reason: messageOf(error), error });
       }
     };
     closing.abort(new DormouseError("shutting_down", "The host is closing"));
     for (const { plugin, closers } of loaded.toReversed()) {
-      if (closers.length > 0) await step(plugin.name, () => bus.idle()); // what it published reaches who listens
-      for (let closer = closers.pop(); closer; closer = closers.pop()) await step(plugin.name, closer);
+      // What it published reaches who listens; a handler that is stuck leaves the others some of the time.
+      if (closers.size > 0) await step("the event queues", () => bus.idle(), 0.5);
+      await closers.close((closer) => step(plugin.name, closer));
       up.set(plugin.name, false);
     }
   }
@@ -557,13 +564,13 @@ export async function startHost(config: Config, plugins: Loaded[], command?: str
         await plugin.commands[command].run(host, options);
         continue;
       }
-      await deadline(Promise.resolve().then(() => plugin.setup(host, options)), config.host.setup_timeout, "setup");
+      await deadline(Promise.resolve().then(() => plugin.setup(host, options)), config.host.setup_timeout, "it");
       const absent = plugin.provides?.find((service) => !services.has(service));
       if (absent) throw new TypeError(`it did not provide "${absent}"`);
       up.set(plugin.name, true);
     } catch (error) {
       await close();
-      throw named(plugin.name, error);
+      throw named(command && plugin.commands?.[command] ? `run --${command} of` : "set up", plugin.name, error);
     }
   }
   const hooks = bus.view("host");
@@ -576,10 +583,10 @@ export async function startHost(config: Config, plugins: Loaded[], command?: str
   return { hooks, use: (service) => services.get(service) as never, close, [Symbol.asyncDispose]: close };
 }
 
-function named(plugin: string, error: unknown): DormouseError {
+function named(verb: string, plugin: string, error: unknown): DormouseError {
   const late = error instanceof DOMException && error.name === "TimeoutError";
   const code = error instanceof DormouseError ? error.code : late ? "plugin_timeout" : "plugin_failed";
-  return new DormouseError(code, `Cannot set up plugin "${plugin}": ${messageOf(error)}`, { cause: error });
+  return new DormouseError(code, `Cannot ${verb} plugin "${plugin}": ${messageOf(error)}`, { cause: error });
 }
 
 interface Shared {
@@ -604,7 +611,7 @@ function hostOf({ name, requires = [], provides = [] }: Plugin, closers: Loaded[
     signal,
     dataDir,
     plugins: up,
-    hooks: bus.view(name, (undo) => closers.push(undo)),
+    hooks: bus.view(name, closers),
     find,
     use: (service) => {
       const implementation = find(service);
@@ -616,9 +623,9 @@ function hostOf({ name, requires = [], provides = [] }: Plugin, closers: Loaded[
     provide: (service, implementation) => {
       if (!provides.includes(service)) throw new TypeError(`Plugin "${name}" provides "${service}" without saying so`);
       services.set(service, implementation);
-      closers.push(() => void services.delete(service));
+      closers.add(() => void services.delete(service));
     },
-    defer: (closer) => void closers.push(closer),
+    defer: (closer) => void closers.add(closer),
     error: (code, message) => new DormouseError(code, message),
     veto: (code, reason) => new Veto(code, reason),
   };
@@ -626,42 +633,25 @@ function hostOf({ name, requires = [], provides = [] }: Plugin, closers: Loaded[
 
 // ----------------------------------------------------------------------------------------------------- main
 
-const USAGE = `Dormouse ${VERSION}: runs instances, puts the idle ones to sleep and wakes them on traffic.
-
-  deno run -A main.ts [--config FILE] [--check | --COMMAND]
-
-  --config FILE   the config; config/config.toml beside main.ts when absent
-  --check         check the config and every plugin's options, then exit
-  --help          this text
-  --version       the version
-`;
-
 /** Arguments, config, plugins in order, ready, wait for a signal, close: the whole program. Returns the exit code. */
 async function main(argv: string[]): Promise<number> {
-  const { values, positionals } = parseArgs({ args: argv, strict: false, allowPositionals: true });
-  const { config: given, check: checkOnly, help, version, ...rest } = values;
-  if (version) return console.log(VERSION), 0;
-  const file = resolve(typeof given === "string" ? given : join(ROOT, "config", "config.toml"));
+  const { file: given, command, ...only } = readArguments(argv);
+  if (only.version) return console.log(VERSION), 0;
+  const file = resolve(given ?? join(ROOT, "config", "config.toml"));
+  if (only.help) console.log(usage(VERSION));
   const { config, problems } = readConfig(file, { env: process.env, dataDir: join(ROOT, "data") });
   const loaded = await loadPlugins(config, { problems });
-  const commands = loaded.flatMap(({ plugin }) => Object.entries(plugin.commands ?? {}));
-  if (help) {
-    return console.log(USAGE + commands.map(([name, { help }]) => `  --${name.padEnd(14)}${help}`).join("\n")), 0;
-  }
-  const [command, ...extra] = [...positionals, ...Object.keys(rest)];
-  const known = ["config", "check", "help", "version", ...commands.map(([name]) => name)];
-  if (extra.length > 0 || (command && !known.includes(command)) || given === true) {
-    const wrong = extra[0] ?? command ?? "config";
-    throw new DormouseError("invalid_request", `Cannot use argument "${wrong}"${didYouMean(wrong, known)}, see --help`);
-  }
-  if (checkOnly) return console.log(`${file}: ok, turns on ${[...config.plugins.keys()].length} plugins`), 0;
+  const commands: NonNullable<Plugin["commands"]> = Object.assign({}, ...loaded.map(({ plugin }) => plugin.commands));
+  if (only.help) return console.log(commandHelp(commands)), 0;
+  refuseUnknown(command, Object.keys(commands));
+  const names = loaded.map(({ plugin }) => plugin.name);
+  if (only.check) return console.log(`${file}: ok, plugins ${names.join(", ") || "none"}`), 0;
   configureLogging({ level: config.host.log_level, format: config.host.log_format });
+  // Before the start, so that a signal in the middle of it closes what is up; a command is simply ended by one.
+  const stop = command === undefined ? nextSignal() : undefined;
+  void stop?.then(nextSignal).then(() => process.exit(130));
   const host = await startHost(config, loaded, command);
-  if (!command) {
-    const signal = await nextSignal();
-    log.info("Closing on {signal}; instances go on running", { signal });
-    void nextSignal().then(() => process.exit(130));
-  }
+  if (stop) log.info("Closing on {signal}; instances go on running", { signal: await stop });
   await host.close();
   return 0;
 }

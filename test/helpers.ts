@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import process from "node:process";
 import type { TestContext } from "node:test";
+import { configureSync, type LogRecord, resetSync } from "@logtape/logtape";
 import { execa } from "execa";
 import { stringify } from "smol-toml";
 import { loadPlugins, type Plugin, type RunningHost, startHost } from "../main.ts";
@@ -60,6 +61,16 @@ export async function startWith(t: TestContext, plugins: Plugin[], options: Star
   const running = await startHost(config, await loadPlugins(config, { problems, given }));
   cleanup(t).defer(() => running.close());
   return running;
+}
+
+/** The log of this process from here to the end of the test, as `level: message` with the properties filled in. */
+export function capturedLogs(t: TestContext): string[] {
+  const lines: string[] = [];
+  const keep = ({ level, message }: LogRecord) => void lines.push(`${level}: ${message.map(String).join("")}`);
+  const loggers = [{ category: "dormouse", sinks: ["keep"] }, { category: ["logtape", "meta"], sinks: [] }];
+  configureSync({ reset: true, sinks: { keep }, loggers });
+  cleanup(t).defer(resetSync);
+  return lines;
 }
 
 /** The real `main.ts` as a process of this runtime, its output collected; killed after the test if it still runs. */

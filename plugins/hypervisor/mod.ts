@@ -83,7 +83,7 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
     drivers: () => [...drivers.values()],
     defaultDriver: options.default_driver,
     driverOf: <F extends Feature>(instance: Instance, feature?: F) =>
-      featured(registry.driver(instance.driver), feature) as Driver & Required<Pick<Driver, F>>,
+      featured(registry.driver(instance.driver), feature) as Driver & Required<Pick<Driver, F & keyof Driver>>,
     extend: (extension) => fields.extend(extension, (id) => records.find(id) !== undefined),
     resolve: (reference) => records.resolve(reference),
     find: (id) => records.find(id),

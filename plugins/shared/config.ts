@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { parse as parseToml, TomlError } from "smol-toml";
 import * as v from "valibot";
+import { isPromise } from "./async.ts";
 import type { Schema, SchemaIssue } from "./contracts.ts";
 import { DormouseError, type ErrorCode, messageOf } from "./errors.ts";
 import { didYouMean } from "./nearest.ts";
@@ -10,13 +11,14 @@ import { duration } from "./schemas.ts";
 const HostOptions = v.object({
   /** Events that may wait for one subscriber before it is told that it lagged. */
   event_buffer: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1)), 256),
-  setup_timeout: v.optional(duration(), "30s"),
-  close_timeout: v.optional(duration(), "30s"),
-  guard_timeout: v.optional(duration(), "10s"),
+  setup_timeout: v.optional(duration({ min: 1 }), "30s"),
+  close_timeout: v.optional(duration({ min: 1 }), "30s"),
+  guard_timeout: v.optional(duration({ min: 1 }), "10s"),
   log_level: v.optional(v.picklist(["trace", "debug", "info", "warning", "error", "fatal"]), "info"),
   log_format: v.optional(v.picklist(["auto", "human", "json"]), "auto"),
 });
 export type HostOptions = v.InferOutput<typeof HostOptions>;
+export const HOST_DEFAULTS: HostOptions = v.parse(HostOptions, {});
 
 type Table = Record<string, unknown>;
 
@@ -37,12 +39,14 @@ export interface Config {
 export class Problems {
   readonly #file: string;
   readonly lines: string[] = [];
+  /** The environment variables that set a path, which are then named in the place of the file. */
+  readonly variables = new Map<string, string>();
   #code: ErrorCode = "config_invalid";
   constructor(file: string) {
     this.#file = file;
   }
   add(path: string, text: string): void {
-    this.lines.push(`${this.#file}: ${path}: ${text}`);
+    this.lines.push(`${this.variables.get(path) ?? this.#file}: ${path}: ${text}`);
   }
   /** Adds the error of a plugin that did not load; its code stays, where it is the only problem. */
   include(plugin: string, error: unknown): void {
@@ -77,7 +81,7 @@ export function readConfig(file: string, options: { env: Record<string, string |
   if (root.data_dir !== undefined && typeof root.data_dir !== "string") {
     problems.add("data_dir", `expected a path, found ${show(root.data_dir)}`);
   }
-  const host = check(HostOptions, root.host ?? {}, "host", problems) ?? v.parse(HostOptions, {});
+  const host = check(HostOptions, root.host ?? {}, "host", problems) ?? HOST_DEFAULTS;
   const dataDir = typeof root.data_dir === "string" ? resolve(dirname(file), root.data_dir) : options.dataDir;
   return { config: { dataDir, host, plugins: pluginTables(root.plugins ?? {}, dirname(file), problems) }, problems };
 }
@@ -87,35 +91,48 @@ export function check<T>(schema: Schema<T>, value: unknown, path: string, proble
   const before = problems.lines.length;
   unknownKeys(schema, value, path, problems);
   const result = schema["~standard"].validate(value);
-  if (result instanceof Promise) throw new TypeError(`The schema of ${path} is asynchronous`);
+  if (isPromise(result)) return void problems.add(path, "its schema is asynchronous");
   for (const issue of result.issues ?? []) {
-    if ((issue as { type?: string }).type === "strict_object") continue;
+    if ((issue as { expected?: string }).expected === "never") continue; // an unknown key of a strict object
     const keys = (issue.path ?? []).map((part) => String(typeof part === "object" ? part.key : part));
-    problems.add([path, ...keys].join("."), describe(issue));
+    problems.add([path, ...keys].join("."), describe(issue, keys.reduce(member, schema)));
   }
   return problems.lines.length === before && !result.issues ? result.value : undefined;
 }
 
-/** A value as it reads in TOML, cut short. */
+/** A value much as it reads in TOML, cut short. */
 export function show(value: unknown): string {
-  const text = JSON.stringify(value) ?? String(value);
+  const text = typeof value === "number" ? String(value) : JSON.stringify(value) ?? String(value);
   return text.length > 60 ? `${text.slice(0, 57)}...` : text;
 }
 
 // Valibot says what it expected and found; of other libraries only the message is known.
-function describe(issue: SchemaIssue & { expected?: string | null; input?: unknown; kind?: string }): string {
+function describe(issue: SchemaIssue & { expected?: string | null; input?: unknown; kind?: string }, at: unknown) {
   if (issue.kind === undefined) return issue.message;
-  if (issue.input === undefined) return `missing, expected ${issue.expected}`;
-  if (issue.kind === "schema" && issue.expected) return `expected ${issue.expected}, found ${show(issue.input)}`;
-  return `${issue.message}, found ${show(issue.input)}`;
+  if (issue.input === undefined) {
+    const { message, expects } = (at ?? {}) as { message?: unknown; expects?: string };
+    return `missing, ${typeof message === "string" ? message : `expected ${expects ?? "a value"}`}`;
+  }
+  const [own] = issue.message.split(/: (?:Expected|Received) /, 1); // its default messages repeat what is said here
+  const wanted = own !== issue.message && issue.expected ? `expected ${issue.expected}` : own;
+  return `${wanted}, found ${show(issue.input)}`;
+}
+
+function member(schema: unknown, key: string): unknown {
+  const { entries, wrapped, item, value } = (schema ?? {}) as Record<string, unknown> & { entries?: Table };
+  return wrapped ? member(wrapped, key) : entries?.[key] ?? item ?? value;
 }
 
 // Valibot's objects carry their `entries` and its wrappers what they wrap; elsewhere the library's own issues must do.
 function unknownKeys(schema: unknown, value: unknown, path: string, problems: Problems): void {
-  const { entries, wrapped, item } = schema as { entries?: Table; wrapped?: unknown; item?: unknown };
+  const { type, entries, wrapped, item, value: each } = schema as Record<string, unknown> & { entries?: Table };
   if (wrapped) return unknownKeys(wrapped, value, path, problems);
-  if (item && Array.isArray(value)) value.forEach((each, i) => unknownKeys(item, each, `${path}.${i}`, problems));
-  if (!entries || !isTable(value)) return;
+  if (item && Array.isArray(value)) value.forEach((inner, i) => unknownKeys(item, inner, `${path}.${i}`, problems));
+  if (!isTable(value)) return;
+  if (type === "record") {
+    for (const [key, inner] of Object.entries(value)) unknownKeys(each, inner, `${path}.${key}`, problems);
+  }
+  if (!entries) return;
   for (const [key, inner] of Object.entries(value)) {
     if (Object.hasOwn(entries, key)) unknownKeys(entries[key], inner, `${path}.${key}`, problems);
     else problems.add(`${path}.${key}`, `unknown key${didYouMean(key, Object.keys(entries))}`);
@@ -149,6 +166,11 @@ function overlay(root: Table, env: Record<string, string | undefined>, problems:
       continue;
     }
     if (keys[0] === "plugins" && keys[1]) keys[1] = keys[1].replaceAll("_", "-");
+    if (keys.includes("")) {
+      problems.add(variable, "has an empty key");
+      continue;
+    }
+    problems.variables.set(keys.join("."), variable);
     let table = root;
     for (const key of keys.slice(0, -1)) table = (isTable(table[key]) ? table[key] : (table[key] = {})) as Table;
     table[keys.at(-1)!] = keys[0] === "data_dir" ? resolve(text) : tomlValue(text);
@@ -171,6 +193,13 @@ function pluginTables(tables: unknown, folder: string, problems: Problems): Plug
   }
   const plugins: PluginConfig[] = [];
   for (const [name, table] of Object.entries(tables)) {
+    if (!/^[a-z][\w-]*$/i.test(name)) {
+      problems.add(
+        `plugins.${JSON.stringify(name)}`,
+        "expected a name that begins with a letter, of letters, digits, _ and -",
+      );
+      continue;
+    }
     if (!isTable(table)) {
       problems.add(`plugins.${name}`, `expected a table, found ${show(table)}`);
       continue;

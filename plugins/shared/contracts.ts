@@ -157,3 +157,33 @@ export interface ApiRoute {
   long?: boolean;
   handle(call: ApiCall): MaybePromise<Response | { status: number; body?: unknown }>;
 }
+
+// What conntrack tells.
+
+/** A connection as the kernel tracks it, seen from the side that opened it. */
+export interface Flow {
+  readonly protocol: "tcp" | "udp";
+  readonly source: string;
+  readonly source_port: number;
+  /** Where it really goes: behind a destination NAT that is the instance, not the address that was dialled. */
+  readonly destination: string;
+  readonly destination_port: number;
+  /** The kernel's name, `ESTABLISHED`; `UNKNOWN_12` for one that has no name here; empty for UDP. */
+  readonly state: string;
+}
+export type FlowKind = "new" | "update" | "destroy";
+
+/** The kernel's connection table, as a service for those who act on traffic. */
+export interface Conntrack {
+  /** How it is read: `netlink`, or the `conntrack` program. */
+  readonly mode: "netlink" | "program";
+  /** Why events may be missing now, or null while it listens. */
+  readonly error: string | null;
+  /** Calls `listener` for each event of a flow to this address, IPv4 or IPv6, in order. Constant time per event. */
+  watch(address: string, listener: (kind: FlowKind, flow: Flow) => void): Disposable;
+  /** `lost` when events may be missing from here on, `connected` when they come again: the moment to dump. */
+  follow(listener: { lost(reason: string): void; connected(): void }): Disposable;
+  /** Every flow to a watched address, or to those given. @throws where the kernel does not answer */
+  dump(addresses?: ReadonlySet<string>): Promise<Flow[]>;
+  stats(): { events: number; dropped: number; malformed: number; resyncs: number };
+}

@@ -8,8 +8,9 @@ const UNITS_MS: Record<string, number> = {
   m: 60_000,
   h: 3_600_000,
 };
-const WHOLE = /^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$/;
-const PART = /(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)/g;
+// `\d+(?:\.\d*)?` and not `\d+\.?\d*`, which takes quadratic time over a long row of digits.
+const WHOLE = /^[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$/;
+const PART = /(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)/g;
 
 /**
  * Milliseconds of a Go duration such as `1m30s`, `1.5h`, `250ms` or `0`; `undefined` for anything else, and for what
@@ -26,9 +27,9 @@ export function parseDuration(text: string): number | undefined {
 
 /** A duration in milliseconds as Go prints it: `1m30s`, `5m0s`, `1h0m0s`, `250ms`, `0s`. */
 export function formatDuration(ms: number): string {
-  if (ms === 0) return "0s";
+  const rest = Number(Math.abs(ms).toFixed(6)); // to the nanosecond first, so that nothing is rounded up to "60s" later
+  if (rest === 0) return "0s";
   const sign = ms < 0 ? "-" : "";
-  const rest = Math.abs(ms);
   if (rest < 1000) {
     if (rest >= 1) return `${sign}${trim(rest, 6)}ms`;
     return rest >= 1e-3 ? `${sign}${trim(rest * 1e3, 3)}µs` : `${sign}${Math.round(rest * 1e6)}ns`;

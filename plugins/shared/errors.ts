@@ -9,7 +9,11 @@ export const ERRORS = {
   malformed_json: { status: 400, summary: "The body is not JSON" },
   invalid_name: { status: 400, summary: "A name is not 1 to 63 of a-z, 0-9 and inner hyphens" },
   invalid_size: { status: 400, summary: "A size is not a number of bytes such as 512MB or 2GB" },
-  invalid_state_name: { status: 400, summary: "The state to wait for is not one that can be waited for" },
+  invalid_state_name: {
+    status: 400,
+    sent_as: "invalid_state",
+    summary: "The state to wait for is not one that can be waited for; clients see `invalid_state`",
+  },
   invalid_timeout: { status: 400, summary: "A timeout is not a positive duration" },
   invalid_ttl: { status: 400, summary: "A ttl is not a duration" },
   invalid_expires_at: { status: 400, summary: "expires_at is not a time in the future" },
@@ -30,6 +34,7 @@ export const ERRORS = {
   idempotency_conflict: { status: 409, summary: "The Idempotency-Key was used before with another body" },
   payload_too_large: { status: 413, summary: "The body is over 1 MiB" },
   unsupported_media_type: { status: 415, summary: "The body is not application/json" },
+  rate_limited: { status: 429, summary: "Too many event and log streams are open" },
   not_supported: { status: 501, summary: "The instance's driver lacks the feature" },
   // What goes wrong on our side.
   driver_failed: { status: 500, summary: "The driver could not carry out the action; the message says why" },
@@ -39,18 +44,22 @@ export const ERRORS = {
   request_timeout: { status: 504, summary: "The request ran past the API's own time limit" },
   // What ends the start-up.
   config_invalid: { status: null, summary: "The config file, an override or a plugin's options are wrong" },
-  plugin_unknown: { status: null, summary: "No module was found for a plugin that the config turns on" },
+  plugin_unknown: {
+    status: null,
+    summary: "A plugin that the config turns on has no module, or one that does not load",
+  },
   plugin_invalid: { status: null, summary: "The module's default export is not a plugin" },
   plugin_missing: { status: null, summary: "A required service is provided by no plugin that is turned on" },
   plugin_cycle: { status: null, summary: "Plugins require each other in a circle" },
-  plugin_duplicate: { status: null, summary: "Two plugins provide the same service" },
+  plugin_duplicate: { status: null, summary: "Two plugins provide the same service or have the same command" },
   plugin_failed: { status: null, summary: "A plugin's setup threw" },
   plugin_timeout: { status: null, summary: "A plugin's setup ran past its deadline" },
   store_locked: { status: null, summary: "Another host uses the data_dir" },
   store_newer: { status: null, summary: "The database was written by a newer version" },
   store_changed: { status: null, summary: "A migration that was applied has changed since" },
   subnet_overlap: { status: null, summary: "The subnet overlaps a route of this machine" },
-} as const satisfies Record<string, { status: number | null; summary: string }>;
+  bridge_in_use: { status: null, summary: "The bridge belongs to another host or to something else" },
+} as const satisfies Record<string, { status: number | null; sent_as?: string; summary: string }>;
 
 /** A code of {@linkcode ERRORS}. */
 export type ErrorCode = keyof typeof ERRORS;
@@ -71,6 +80,12 @@ export class DormouseError extends Error {
   /** The HTTP status of an answer that carries this error; 500 for those that belong to start-up. */
   get status(): number {
     return ERRORS[this.code].status ?? 500;
+  }
+
+  /** The code in an answer, where the HTTP contract has one name for what are two errors here. */
+  get sent(): string {
+    const entry: { summary: string; sent_as?: string } = ERRORS[this.code];
+    return entry.sent_as ?? this.code;
   }
 }
 

@@ -21,7 +21,8 @@ export async function importPlugin(folder: string, name: string, use: string | u
   try {
     module = await import(isAbsolute(specifier) ? pathToFileURL(specifier).href : specifier);
   } catch (error) {
-    const message = `Cannot load plugin "${name}" from ${specifier}: ${messageOf(error)}`;
+    const hint = /^[\w.-]+\/.*\.[cm]?[jt]s$/.test(specifier) ? ` (a path starts with "./")` : "";
+    const message = `Cannot load plugin "${name}" from ${specifier}${hint}: ${messageOf(error)}`;
     throw new DormouseError("plugin_unknown", message, { cause: error });
   }
   const plugin = module.default as Partial<Plugin> | undefined;
@@ -33,15 +34,23 @@ export async function importPlugin(folder: string, name: string, use: string | u
     throw wrong("options is not a Standard Schema");
   }
   for (const list of ["requires", "provides"] as const) {
-    if (plugin[list] !== undefined && !Array.isArray(plugin[list])) throw wrong(`${list} is not a list`);
+    const names: unknown = plugin[list] ?? [];
+    if (!Array.isArray(names) || names.some((each) => typeof each !== "string")) {
+      throw wrong(`${list} is not a list of names`);
+    }
   }
-  return { ...plugin, name } as Plugin;
+  for (const [command, { help, run }] of Object.entries(plugin.commands ?? {})) {
+    if (typeof help !== "string" || typeof run !== "function") throw wrong(`commands.${command} lacks help or run`);
+  }
+  // Not a spread, which would lose the methods of a plugin that is an object of a class.
+  const { requires, provides, options, commands } = plugin;
+  return { name, requires, provides, options, commands, setup: (host, given) => plugin.setup!(host, given) };
 }
 
 /**
  * The plugins so that each comes after those whose services it requires, and else as they were given.
  *
- * @throws {DormouseError} `plugin_missing`, `plugin_cycle`, `plugin_duplicate`
+ * @throws {DormouseError} `plugin_missing`, `plugin_cycle`, or `plugin_duplicate` for a service or a command
  */
 export function inOrder<L extends { plugin: Plugin }>(loaded: L[]): L[] {
   const providers = new Map<string, L>();
@@ -52,21 +61,31 @@ export function inOrder<L extends { plugin: Plugin }>(loaded: L[]): L[] {
       providers.set(service, each);
     }
   }
+  const owners = new Map<string, string>();
+  for (const { plugin } of loaded) {
+    for (const command of Object.keys(plugin.commands ?? {})) {
+      const [a, b] = [owners.get(command), plugin.name];
+      if (a) {
+        throw new DormouseError("plugin_duplicate", `Plugins "${a}" and "${b}" both have the command --${command}`);
+      }
+      owners.set(command, b);
+    }
+  }
   const ordered = new Set<L>();
   const visit = (each: L, path: string[]) => {
     const { name, requires = [] } = each.plugin;
     if (ordered.has(each)) return;
     if (path.includes(name)) {
-      throw new DormouseError("plugin_cycle", `Plugins require each other: ${[...path, name].join(" -> ")}`);
+      const circle = [...path.slice(path.indexOf(name)), name];
+      throw new DormouseError("plugin_cycle", `Plugins require each other: ${circle.join(" -> ")}`);
     }
     for (const required of requires) {
       const provider = providers.get(required.replace(/\?$/, ""));
-      if (provider && provider !== each) visit(provider, [...path, name]);
-      else if (!provider && !required.endsWith("?")) {
-        throw new DormouseError(
-          "plugin_missing",
-          `Plugin "${name}" requires "${required}", which no plugin that is turned on provides`,
-        );
+      if (provider) visit(provider, [...path, name]);
+      else if (!required.endsWith("?")) {
+        const hint = didYouMean(required, providers.keys());
+        const message = `Plugin "${name}" requires "${required}", which no plugin that is turned on provides${hint}`;
+        throw new DormouseError("plugin_missing", message);
       }
     }
     ordered.add(each);

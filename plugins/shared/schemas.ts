@@ -1,5 +1,6 @@
 import * as v from "valibot";
 import { parseDuration } from "./duration.ts";
+import { parseSize } from "./size.ts";
 
 /** A Go duration such as `30s`, as milliseconds; at least `min`, 0 when absent. */
 export function duration({ min = 0 } = {}) {
@@ -10,5 +11,17 @@ export function duration({ min = 0 } = {}) {
       `expected a duration such as "30s"${min > 0 ? " above zero" : ""}`,
     ),
     v.transform((text) => parseDuration(text)!),
+  );
+}
+
+/** A size such as `8MB`, as bytes; at least `min`, 0 when absent. */
+export function size({ min = 0 } = {}) {
+  return v.pipe(
+    v.string('expected a size such as "8MB"'),
+    v.check(
+      (text) => (parseSize(text) ?? -1) >= min,
+      `expected a size such as "8MB"${min > 0 ? ` of at least ${min} bytes` : ""}`,
+    ),
+    v.transform((text) => parseSize(text)!),
   );
 }

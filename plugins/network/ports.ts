@@ -1,0 +1,111 @@
+import { DormouseError, type Instance } from "../../main.ts";
+import { CommandError } from "../shared/run.ts";
+import { devices, ip, namespaceAt } from "./ip.ts";
+import { fromHex, hexOf, macOf, type Subnet } from "./subnet.ts";
+
+/** Where instances are attached: the bridge, which also names what belongs to it. */
+export interface Place {
+  readonly bridge: string;
+  readonly subnet: Subnet;
+}
+
+/** The name of an instance's namespace. A bridge's name holds no hyphen, so nobody else's begins like it. */
+export function namespaceOf({ bridge }: Place, id: string): string {
+  return `${bridge}-${id}`;
+}
+
+/** The name of the host's end of an instance's veth: made from the address, for the kernel allows 15 characters. */
+export function deviceOf(ip: string): string {
+  return `dm-${hexOf(ip)}`;
+}
+
+/** The address that a device of ours was named for, if it is one of the subnet's. */
+export function addressOfDevice({ subnet }: Place, device: string): string | null {
+  const hex = /^dm-([0-9a-f]{8})$/.exec(device)?.[1];
+  const address = hex === undefined ? null : fromHex(hex);
+  return address !== null && subnet.contains(address) ? address : null;
+}
+
+/**
+ * What ties a device of an instance to the bridge, a veth or a TAP; repeating it disturbs nothing. Ports are isolated,
+ * so that instances reach each other through the host, where conntrack and the wake path see them (a bridge alone would
+ * pass their frames beneath both). The permanent neighbour keeps an instance from answering for another one's address
+ * and the kernel's limit of learned neighbours out of play.
+ */
+export function portLines({ bridge }: Place, address: string): string[] {
+  const device = deviceOf(address);
+  return [
+    `link set dev ${device} master ${bridge} up`,
+    `link set dev ${device} type bridge_slave isolated on`,
+    `neigh replace ${address} lladdr ${macOf(address)} dev ${bridge} nud permanent`,
+  ];
+}
+
+/**
+ * Makes the instance's namespace and its veth, or what is missing of them: each step can be where a host before this
+ * one died. A namespace that is there is kept, because the instance may be running in it.
+ *
+ * @throws {CommandError}
+ * @throws {DormouseError} `insufficient_resources` where the bridge has no port left
+ */
+export async function attach(place: Place, { id, name }: Instance, address: string): Promise<void> {
+  try {
+    await tie(place, namespaceOf(place, id), address);
+  } catch (error) {
+    if (!(error instanceof CommandError) || !/Exchange full/.test(error.stderr)) throw error;
+    await detach(place, id, address); // it was not attached before, so nothing runs in it
+    const message = `Cannot attach instance "${name}": bridge "${place.bridge}" has all the ports a bridge can have`;
+    throw new DormouseError("insufficient_resources", message, { cause: error });
+  }
+}
+
+async function tie(place: Place, namespace: string, address: string): Promise<void> {
+  const device = deviceOf(address);
+  const whole = namespaceAt(namespace) === "namespace" && devices().has(device);
+  await ip(whole ? portLines(place, address) : madeAnew(place, namespace, address));
+  try {
+    await ip(insideLines(place, address), namespace);
+  } catch (error) {
+    // The device on the host is there, yet its other end is not in this namespace: it was of one that is gone.
+    if (!whole || !(error instanceof CommandError) || !/Cannot find device/.test(error.stderr)) throw error;
+    await ip(madeAnew(place, namespace, address));
+    await ip(insideLines(place, address), namespace);
+  }
+}
+
+function madeAnew(place: Place, namespace: string, address: string): string[] {
+  const [device, found] = [deviceOf(address), namespaceAt(namespace)];
+  return [
+    ...(found === "file" ? [`netns delete ${namespace}`] : []),
+    ...(found !== "namespace" ? [`netns add ${namespace}`] : []),
+    ...(devices().has(device) ? [`link delete dev ${device}`] : []),
+    `link add name ${device} type veth peer name eth0 address ${macOf(address)} netns ${namespace}`,
+    ...portLines(place, address),
+  ];
+}
+
+function insideLines({ subnet }: Place, address: string): string[] {
+  return [
+    `addr replace ${address}/${subnet.prefix} dev eth0`,
+    "link set dev lo up",
+    "link set dev eth0 up",
+    `route replace default via ${subnet.gateway}`,
+  ];
+}
+
+/** Removes the instance's veth and the name of its namespace, which ends with the last process in it. */
+export async function detach(place: Place, id: string, address: string | null): Promise<void> {
+  const present = devices();
+  const lines = address === null || !present.has(place.bridge) ? [] : forgetLines(place, address);
+  if (address !== null && present.has(deviceOf(address))) lines.push(`link delete dev ${deviceOf(address)}`);
+  if (namespaceAt(namespaceOf(place, id))) lines.push(`netns delete ${namespaceOf(place, id)}`);
+  await ip(lines);
+}
+
+// Deleting a neighbour that is not there is an error, and `ip -batch` would stop at it.
+function forgetLines({ bridge }: Place, address: string): string[] {
+  return [
+    `neigh replace ${address} lladdr ${macOf(address)} dev ${bridge} nud permanent`,
+    `neigh del ${address} dev ${bridge}`,
+  ];
+}

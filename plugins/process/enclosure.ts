@@ -1,0 +1,95 @@
+import { delay } from "../shared/async.ts";
+import { processes, type ProcessId, type ProcessStat, processStat, signalProcess } from "../shared/proc.ts";
+
+/** All processes of one instance, those that it started and those that these started in turn. */
+export interface Enclosure {
+  /** Files to which a process writes `0` to become a member. */
+  readonly joins: readonly string[];
+  members(): number[];
+  isFrozen(): boolean;
+  /** Resolves once no member runs any more. An abort thaws them and rejects with the signal's reason. */
+  freeze(signal?: AbortSignal): Promise<void>;
+  thaw(): Promise<void>;
+  /** SIGTERM to every member, which is thawed to receive it. */
+  terminate(): Promise<void>;
+  /** Resolves once no member is left. */
+  kill(): Promise<void>;
+  /** {@linkcode Enclosure.kill}, and removes what the enclosure itself is made of. */
+  remove(): Promise<void>;
+}
+
+const ROUNDS = 200;
+
+/**
+ * What can be known of an instance without cgroups: the session that its first process leads, and all descendants. A
+ * daemon that leaves the session and loses its parent escapes from it.
+ */
+export class Session implements Enclosure {
+  readonly joins: readonly string[] = [];
+  readonly #leader: ProcessId;
+
+  constructor(leader: ProcessId) {
+    this.#leader = leader;
+  }
+
+  members(): number[] {
+    return this.#members().map(({ pid }) => pid);
+  }
+
+  isFrozen(): boolean {
+    const leader = processStat(this.#leader.pid);
+    return leader?.started === this.#leader.started && leader.state === "T";
+  }
+
+  async freeze(signal?: AbortSignal): Promise<void> {
+    try {
+      signal?.throwIfAborted();
+      // What it forks while it is being stopped is found in the next round.
+      await this.#rounds(({ state }) => state !== "T" && state !== "t", "SIGSTOP", signal);
+    } catch (error) {
+      await this.thaw();
+      throw error;
+    }
+  }
+
+  async thaw(): Promise<void> {
+    for (const { pid } of this.#members()) signalProcess(pid, "SIGCONT");
+  }
+
+  async terminate(): Promise<void> {
+    for (const { pid } of this.#members()) signalProcess(pid, "SIGTERM");
+    await this.thaw();
+  }
+
+  async kill(): Promise<void> {
+    await this.#rounds(() => true, "SIGKILL");
+  }
+
+  async remove(): Promise<void> {
+    await this.kill();
+  }
+
+  async #rounds(wanted: (member: ProcessStat) => boolean, name: NodeJS.Signals, signal?: AbortSignal): Promise<void> {
+    for (let round = 0; round < ROUNDS; round++) {
+      const left = this.#members().filter(wanted);
+      if (left.length === 0) return;
+      for (const { pid } of left) signalProcess(pid, name);
+      await delay(Math.min(1 + round, 50), signal && { signal });
+    }
+    throw new Error(`Cannot send ${name} to processes ${this.members().join(", ")}: they resist`);
+  }
+
+  // A number that is still in use as a session's is not given out as a pid. So where a process of this number started
+  // later than ours, the session is its own and nothing is left of ours.
+  #members(): ProcessStat[] {
+    const { pid: session, started } = this.#leader;
+    const all = processes();
+    if (all.some((process) => process.pid === session && process.started !== started)) return [];
+    const found = new Set(all.filter((process) => process.session === session).map(({ pid }) => pid));
+    for (let size = -1; size !== found.size;) {
+      size = found.size;
+      for (const { pid, parent } of all) if (found.has(parent)) found.add(pid);
+    }
+    return all.filter(({ pid, state }) => found.has(pid) && state !== "Z" && state !== "X");
+  }
+}

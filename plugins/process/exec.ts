@@ -1,0 +1,89 @@
+import { Buffer } from "node:buffer";
+import { constants } from "node:os";
+import process from "node:process";
+import { execa } from "execa";
+import type { ExecRequest, ExecResult } from "../../main.ts";
+import { delay } from "../shared/async.ts";
+import { signalProcess } from "../shared/proc.ts";
+import type { Command } from "./command.ts";
+import { JOIN } from "./shim.ts";
+
+/** How long output may still come once the command has ended; what it left in the background may hold the pipe open. */
+const DRAIN_MS = 200;
+
+/** The first `max` bytes of a stream. */
+class Head {
+  readonly #max: number;
+  readonly #parts: Buffer[] = [];
+  #size = 0;
+  truncated = false;
+
+  constructor(max: number) {
+    this.#max = max;
+  }
+
+  push = (bytes: Buffer): void => {
+    const kept = bytes.subarray(0, this.#max - this.#size);
+    this.truncated ||= kept.length < bytes.length;
+    this.#size += kept.length;
+    if (kept.length > 0) this.#parts.push(kept);
+  };
+
+  toString(): string {
+    return Buffer.concat(this.#parts).toString("utf8");
+  }
+}
+
+/**
+ * Runs a command among the processes of an instance, with its output bounded. At the deadline its whole group is killed;
+ * what it starts in the background and leaves behind stays, as a part of the instance.
+ *
+ * @throws the signal's reason, after killing the group
+ */
+export async function execute(
+  { argv, directory, env }: Command,
+  joins: readonly string[],
+  request: Pick<ExecRequest, "timeout_ms" | "max_output" | "signal">,
+): Promise<ExecResult> {
+  const { timeout_ms, max_output, signal } = request;
+  signal?.throwIfAborted();
+  const child = execa("/bin/sh", ["-c", JOIN, "dormouse-exec", directory, ...joins, "--", ...argv], {
+    detached: true,
+    stdin: "ignore",
+    buffer: false,
+    reject: false,
+    extendEnv: false,
+    env: { ...env, PATH: process.env.PATH ?? "/usr/sbin:/usr/bin:/sbin:/bin" },
+  });
+  const { pid, stdout, stderr } = child.nodeChildProcess;
+  const [out, err] = [new Head(max_output), new Head(max_output)];
+  stdout!.on("data", out.push);
+  stderr!.on("data", err.push);
+  const ended = new Promise<number>((resolve, reject) => {
+    child.nodeChildProcess.once("error", reject);
+    child.nodeChildProcess.once("exit", (code, name) => resolve(code ?? 128 + (constants.signals[name!])));
+  });
+  let timed_out = false;
+  // The group's leader is our child and not waited for before its exit is seen, so the number cannot be another's.
+  const killGroup = () => void signalProcess(-pid!, "SIGKILL");
+  const timer = setTimeout(() => {
+    timed_out = true;
+    killGroup();
+  }, timeout_ms);
+  signal?.addEventListener("abort", killGroup, { once: true });
+  try {
+    const exit_code = await ended;
+    clearTimeout(timer);
+    signal?.throwIfAborted();
+    const drained = new AbortController();
+    await Promise.race([child, delay(DRAIN_MS, { signal: drained.signal })]);
+    drained.abort();
+    const truncated = out.truncated || err.truncated;
+    return { exit_code, stdout: out.toString(), stderr: err.toString(), timed_out, truncated };
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", killGroup);
+    stdout!.destroy();
+    stderr!.destroy();
+  }
+}

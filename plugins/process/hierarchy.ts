@@ -1,0 +1,134 @@
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  writeFileSync,
+} from "node:fs";
+import { join, relative } from "node:path";
+import { messageOf } from "../shared/errors.ts";
+import { Cgroup } from "./cgroup.ts";
+
+/** Holds the shims, so that what ends the host's own group, as a service manager does, leaves them alone. */
+const SHIMS = "shims";
+
+interface Mount {
+  /** Where it is mounted. */
+  point: string;
+  /** What of the hierarchy is mounted there. */
+  root: string;
+  type: string;
+  options: string[];
+}
+
+/**
+ * The part of the cgroup hierarchies that belongs to one data_dir: `PARENT/OWNER/` with a group for each instance. Root
+ * uses the top of what is mounted; another user the group that it runs in, where that was delegated to it.
+ */
+export class Hierarchy {
+  /** In the v2 hierarchy first, then in those v1 hierarchies whose controllers v2 does not have. */
+  readonly #bases: readonly string[];
+
+  private constructor(bases: readonly string[]) {
+    this.#bases = bases;
+  }
+
+  /** The hierarchy, or why it cannot be used. */
+  static find(parent: string, owner: string, { root }: { root: boolean }): Hierarchy | string {
+    const mounts = readMounts();
+    const unified = mounts.find(({ type }) => type === "cgroup2");
+    if (!unified) return "no cgroup v2 hierarchy is mounted";
+    const top = root ? unified.point : join(unified.point, relative(unified.root, ownGroup()));
+    const base = join(top, parent, owner);
+    try {
+      if (!root) accessSync(join(top, "cgroup.procs"), constants.W_OK);
+      mkdirSync(base, { recursive: true });
+    } catch (error) {
+      return `${top} cannot be written: ${messageOf(error)}`;
+    }
+    if (!existsSync(join(base, "cgroup.freeze"))) return "the kernel cannot freeze a cgroup (before 5.2)";
+    for (const folder of [top, join(top, parent), base]) enableControllers(folder);
+    const missing = ["memory", "cpu"].filter((name) => !controllersBelow(base).includes(name));
+    const legacy = root
+      ? mounts.filter(({ type, options }) => type === "cgroup" && missing.some((name) => options.includes(name)))
+      : [];
+    return new Hierarchy([base, ...legacy.map(({ point }) => join(point, parent, owner))]);
+  }
+
+  group(id: string): Cgroup {
+    return new Cgroup(this.#bases.map((base) => join(base, id)));
+  }
+
+  /** The group of the shims, made if it is not there. */
+  shims(): string {
+    const folder = join(this.#bases[0], SHIMS);
+    mkdirSync(folder, { recursive: true });
+    return folder;
+  }
+
+  /** The ids of the groups that there are, in any of the hierarchies. */
+  ids(): Set<string> {
+    const names = this.#bases.filter((base) => existsSync(base)).flatMap((base) =>
+      readdirSync(base, { withFileTypes: true }).filter((entry) => entry.isDirectory()).map(({ name }) => name)
+    );
+    return new Set(names.filter((name) => name !== SHIMS));
+  }
+
+  /** Removes the folders that hold no instance. */
+  tidy(): void {
+    for (const base of this.#bases) {
+      for (const folder of [join(base, SHIMS), base, join(base, "..")]) {
+        try {
+          rmdirSync(folder);
+        } catch (error) {
+          const { code } = error as NodeJS.ErrnoException;
+          if (!["EBUSY", "ENOTEMPTY", "ENOENT"].includes(code ?? "")) throw error;
+        }
+      }
+    }
+  }
+}
+
+/** As far as the kernel lets us: a group that holds processes of its own cannot pass its controllers on. */
+function enableControllers(folder: string): void {
+  const available = words(join(folder, "cgroup.controllers"));
+  const enabled = words(join(folder, "cgroup.subtree_control"));
+  for (const name of ["memory", "cpu"]) {
+    if (!available.includes(name) || enabled.includes(name)) continue;
+    try {
+      writeFileSync(join(folder, "cgroup.subtree_control"), `+${name}`);
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (!["EBUSY", "EACCES", "EPERM", "ENOENT", "EOPNOTSUPP"].includes(code ?? "")) throw error;
+    }
+  }
+}
+
+function controllersBelow(folder: string): string[] {
+  return words(join(folder, "cgroup.subtree_control"));
+}
+
+function words(file: string): string[] {
+  return readFileSync(file, "latin1").trim().split(/\s+/);
+}
+
+/** Of this process in the v2 hierarchy: `/user.slice/...`. */
+function ownGroup(): string {
+  return /^0::(.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1] ?? "/";
+}
+
+// proc(5): id, parent, device, root, mount point, options, optional fields, "-", type, source, super options.
+function readMounts(): Mount[] {
+  return readFileSync("/proc/self/mountinfo", "utf8").trim().split("\n").map((line) => {
+    const fields = line.split(" ");
+    const [type, , options] = fields.slice(fields.indexOf("-") + 1);
+    return { root: unescape(fields[3]), point: unescape(fields[4]), type, options: options.split(",") };
+  });
+}
+
+function unescape(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
+}

@@ -1,0 +1,32 @@
+/** What of README.md is made from the code. `deno task docs` writes it; `readme.test.ts` proves that it is current. */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { ERRORS } from "../plugins/shared/errors.ts";
+import { ROOT } from "./helpers.ts";
+
+export const README = join(ROOT, "README.md");
+
+/** The table of all error codes, in the order of the code. */
+export function errorsTable(): string {
+  const rows = Object.entries(ERRORS).map(([code, { status, summary }]) =>
+    `| \`${code}\` | ${status ?? ""} | ${summary} |`
+  );
+  return ["| code | status | when |", "|---|---|---|", ...rows].join("\n");
+}
+
+/** The README with what is made from the code made anew. */
+export function current(text: string): string {
+  return text.replace(
+    /(<!-- errors:begin -->\n)[^]*(<!-- errors:end -->)/,
+    (_, begin, end) => `${begin}${errorsTable()}\n${end}`,
+  );
+}
+
+/** The code block behind a `<!-- test:NAME -->` comment. */
+export function block(name: string): string {
+  const match = new RegExp(`<!-- test:${name} -->\\n\`\`\`\\w+\\n([^]*?)\\n\`\`\``).exec(readFileSync(README, "utf8"));
+  if (!match) throw new Error(`README.md has no block "${name}"`);
+  return match[1];
+}
+
+if (import.meta.main) writeFileSync(README, current(readFileSync(README, "utf8")));
