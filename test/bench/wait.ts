@@ -43,7 +43,7 @@ const driver = definePlugin({
   },
 });
 
-export async function bench(): Promise<void> {
+export async function main(): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "dormouse-bench-"));
   const plugins = [store, hypervisor, driver];
   const given = new Map(plugins.map((plugin) => [plugin.name, plugin as Plugin]));
@@ -100,6 +100,6 @@ function report(name: string, ours: number[], polling: number[]): void {
 }
 
 if (import.meta.main) {
-  await bench();
+  await main();
   process.exit(0);
 }
