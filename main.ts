@@ -154,6 +154,8 @@ export type Event<P> = { kind: "event"; payload: P };
 /** What a guard of an action sees. `signal` aborts when the action is overtaken or the guard is late. */
 export interface GuardContext {
   readonly instance: Instance;
+  /** What an update would make of it; absent for other actions. */
+  readonly updated?: Instance;
   readonly origin: Origin;
   readonly signal: AbortSignal;
 }

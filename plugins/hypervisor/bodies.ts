@@ -142,7 +142,8 @@ export class Bodies {
     const { id, state, phases, revision } = blank(now);
     const network = { ...source.network, ip: null, mac: null };
     const fresh = { id, name, network, state, phases, revision, created_at: now, expires_at: null, state_error: null };
-    return { ...source, ...fresh, started_at: null, stopped_at: null, exit_code: null, exit_message: null };
+    const policies = this.#fields.forked(source);
+    return { ...source, ...fresh, policies, started_at: null, stopped_at: null, exit_code: null, exit_message: null };
   }
 
   /** The body without the contract's fields that are empty and of no use here; those in use are refused by name. */
@@ -167,7 +168,8 @@ export class Bodies {
     const issue = result.issues[0];
     const path = v.getDotPath(issue) ?? "body";
     const field = path.split(".")[0];
-    const code = CODES[field] ?? this.#fields.codeOf(field) ?? "invalid_request";
+    const code = (Object.hasOwn(CODES, field) ? CODES[field] : undefined) ?? this.#fields.codeOf(field) ??
+      "invalid_request";
     throw new DormouseError(code, explain(issue, path, schema), { details: { field: path } });
   }
 }

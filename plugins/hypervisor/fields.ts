@@ -80,6 +80,17 @@ export class Fields {
     return policies;
   }
 
+  /** The policies that a fork of an instance begins with. */
+  forked({ policies: source }: Instance): Record<string, unknown> {
+    const policies: Record<string, unknown> = { ...source };
+    for (const [field, { forked }] of this.#fields) {
+      if (!forked || policies[field] === undefined) continue;
+      policies[field] = forked(policies[field]);
+      if (policies[field] === undefined) delete policies[field];
+    }
+    return policies;
+  }
+
   /** What the fields add to an instance's response; undefined where no plugin adds anything. */
   present(instance: Instance): Record<string, unknown> | undefined {
     if (this.#fields.size === 0) return undefined;

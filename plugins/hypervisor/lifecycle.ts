@@ -184,8 +184,17 @@ export async function ask(
   instance: Instance,
   origin: Origin,
   signal: AbortSignal,
+  updated?: Instance,
 ) {
-  await abortable(registry.hooks.ask(`before:${request}`, { instance, origin, signal }), signal);
+  // A guard that is late or was overtaken goes on by itself; this tells it that nobody waits for it any more.
+  const given = new AbortController();
+  const context = { instance, origin, signal: AbortSignal.any([signal, given.signal]), ...(updated && { updated }) };
+  try {
+    await abortable(registry.hooks.ask(`before:${request}`, context), signal);
+  } catch (error) {
+    given.abort(error);
+    throw error;
+  }
 }
 
 /** The driver, if it has the feature. @throws {DormouseError} `not_supported` */

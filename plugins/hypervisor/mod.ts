@@ -105,7 +105,7 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
       return lanes.enter(id, "update", async (signal) => {
         const instance = existing(registry, id);
         const changed = bodies.update(instance, body, { now });
-        await ask(registry, "update", instance, origin, signal);
+        await ask(registry, "update", instance, origin, signal, { ...instance, ...changed });
         const updated = records.update(id, changed, {
           action: "update",
           origin,

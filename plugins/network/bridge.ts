@@ -29,10 +29,11 @@ export interface BringUpOptions {
 export async function bringUp(place: Place, { owner, rows, warn }: BringUpOptions): Promise<void> {
   const link = await ownLink(place, owner);
   await refuseOverlap(place);
+  await attempt(strayLines(place, rows), warn);
   const probe = namespaceOf(place, "probe");
   // Whether namespaces can be made here is known before anything else is. The probe also makes the mount that holds
   // them, over which the first two `ip netns add` would race.
-  await ip([...strayLines(place, rows), `netns add ${probe}`, `netns delete ${probe}`]);
+  await ip([`netns add ${probe}`, `netns delete ${probe}`]);
   try {
     await make(place, owner, link);
   } catch (error) {
@@ -40,14 +41,17 @@ export async function bringUp(place: Place, { owner, rows, warn }: BringUpOption
     if (!link && devices().has(place.bridge)) await ip([`link delete dev ${place.bridge}`]);
     throw error;
   }
-  if (link) return;
   // Instances can run on while somebody removes the bridge under them.
-  const present = devices();
+  const present = link ? new Set() : devices();
   const ports = [...rows.values()].filter((address) => present.has(deviceOf(address)));
+  await attempt(ports.flatMap((address) => portLines(place, address)), warn);
+}
+
+// One device in a bad way is no reason to turn the network off for all.
+async function attempt(lines: string[], warn: (reason: string) => void): Promise<void> {
   try {
-    await ipEach(ports.flatMap((address) => portLines(place, address)));
+    await ipEach(lines);
   } catch (error) {
-    // One device in a bad way is no reason to turn the network off for all.
     if (!(error instanceof CommandError)) throw error;
     warn(oneLine(error));
   }
@@ -78,7 +82,7 @@ async function make({ bridge, subnet }: Place, owner: string, link: Link | null)
  */
 export async function purge(place: Place, owner: string): Promise<void> {
   const link = await ownLink(place, owner);
-  await ip([...strayLines(place, new Map()), ...(link ? [`link delete dev ${place.bridge}`] : [])]);
+  await ipEach([...strayLines(place, new Map()), ...(link ? [`link delete dev ${place.bridge}`] : [])]);
   await removeRules(place.bridge);
 }
 
@@ -106,9 +110,17 @@ async function ownLink({ bridge, subnet }: Place, owner: string): Promise<Link |
     return link;
   }
   const other = link.ifalias.slice(MARK.length);
-  // A data_dir that is gone was moved or deleted; its bridge goes to whoever comes next.
-  if (other !== owner && existsSync(join(other, "dormouse.db"))) throw refuse(`the host with data_dir "${other}"`);
+  if (other !== owner && inUse(bridge, other)) throw refuse(`the host with data_dir "${other}"`);
   return link;
+}
+
+// A bridge whose host is not up, and has left no instance on it, goes to whoever comes next; so does one whose data_dir
+// was moved or deleted.
+function inUse(bridge: string, dataDir: string): boolean {
+  if (!existsSync(join(dataDir, "dormouse.db"))) return false;
+  const pidFile = join(dataDir, "dormouse.pid");
+  const up = existsSync(pidFile) && existsSync(`/proc/${readFileSync(pidFile, "utf8").trim()}`);
+  return up || namespaces().some((name) => name.startsWith(`${bridge}-`));
 }
 
 function addressesOf(link: Link | null): string[] {

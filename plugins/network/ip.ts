@@ -23,12 +23,19 @@ export async function ip(lines: readonly string[], namespace?: string): Promise<
 }
 
 /**
- * The same, but goes on after a line that fails.
+ * The same, but goes on after a line that fails. What a line is about may be gone: the kernel takes a namespace apart
+ * some time after its deletion, and its devices with it, between our look and our touch.
  *
- * @throws {CommandError} at the end, with what failed
+ * @throws {CommandError} at the end, where a line failed for another reason
  */
 export async function ipEach(lines: readonly string[]): Promise<void> {
-  await batch(lines, ["-force"]);
+  try {
+    await batch(lines, ["-force"]);
+  } catch (error) {
+    if (!(error instanceof CommandError)) throw error;
+    const gone = /Cannot find device|No such (device|file or directory)|^Command failed -:\d+$/;
+    if (error.stderr === "" || !error.stderr.split("\n").every((line) => gone.test(line))) throw error;
+  }
 }
 
 async function batch(lines: readonly string[], options: string[]): Promise<void> {

@@ -45,7 +45,7 @@ export default definePlugin({
   async setup(host, options) {
     const place = placeOf(options);
     const addresses = new Addresses(host.use("store"), place.subnet);
-    const warn = (reason: string) => host.log.warn("Some instances may be cut off: {reason}", { reason });
+    const warn = (reason: string) => host.log.warn("Some devices could not be put right: {reason}", { reason });
     const plan = { owner: host.dataDir, rows: addresses.all(), warn };
     const reason = unsupported() ?? await refusal(() => bringUp(place, plan));
     if (reason) host.log.warn("The network is off, instances run on the host's own: {reason}", { reason });

@@ -1,6 +1,6 @@
 import { DormouseError, type Instance } from "../../main.ts";
 import { CommandError } from "../shared/run.ts";
-import { devices, ip, namespaceAt } from "./ip.ts";
+import { devices, ip, ipEach, namespaceAt } from "./ip.ts";
 import { fromHex, hexOf, macOf, type Subnet } from "./subnet.ts";
 
 /** Where instances are attached: the bridge, which also names what belongs to it. */
@@ -60,28 +60,30 @@ export async function attach(place: Place, { id, name }: Instance, address: stri
 }
 
 async function tie(place: Place, namespace: string, address: string): Promise<void> {
-  const device = deviceOf(address);
-  const whole = namespaceAt(namespace) === "namespace" && devices().has(device);
-  await ip(whole ? portLines(place, address) : madeAnew(place, namespace, address));
+  const whole = namespaceAt(namespace) === "namespace" && devices().has(deviceOf(address));
+  if (whole) await ip(portLines(place, address));
+  else await make(place, namespace, address);
   try {
     await ip(insideLines(place, address), namespace);
   } catch (error) {
     // The device on the host is there, yet its other end is not in this namespace: it was of one that is gone.
     if (!whole || !(error instanceof CommandError) || !/Cannot find device/.test(error.stderr)) throw error;
-    await ip(madeAnew(place, namespace, address));
+    await make(place, namespace, address);
     await ip(insideLines(place, address), namespace);
   }
 }
 
-function madeAnew(place: Place, namespace: string, address: string): string[] {
+async function make(place: Place, namespace: string, address: string): Promise<void> {
   const [device, found] = [deviceOf(address), namespaceAt(namespace)];
-  return [
-    ...(found === "file" ? [`netns delete ${namespace}`] : []),
-    ...(found !== "namespace" ? [`netns add ${namespace}`] : []),
+  await ipEach([
     ...(devices().has(device) ? [`link delete dev ${device}`] : []),
+    ...(found === "file" ? [`netns delete ${namespace}`] : []),
+  ]);
+  await ip([
+    ...(found === "namespace" ? [] : [`netns add ${namespace}`]),
     `link add name ${device} type veth peer name eth0 address ${macOf(address)} netns ${namespace}`,
     ...portLines(place, address),
-  ];
+  ]);
 }
 
 function insideLines({ subnet }: Place, address: string): string[] {
@@ -93,19 +95,15 @@ function insideLines({ subnet }: Place, address: string): string[] {
   ];
 }
 
-/** Removes the instance's veth and the name of its namespace, which ends with the last process in it. */
+/**
+ * Removes the instance's veth and the name of its namespace, which ends with the last process in it.
+ *
+ * @throws {CommandError}
+ */
 export async function detach(place: Place, id: string, address: string | null): Promise<void> {
-  const present = devices();
-  const lines = address === null || !present.has(place.bridge) ? [] : forgetLines(place, address);
-  if (address !== null && present.has(deviceOf(address))) lines.push(`link delete dev ${deviceOf(address)}`);
-  if (namespaceAt(namespaceOf(place, id))) lines.push(`netns delete ${namespaceOf(place, id)}`);
-  await ip(lines);
-}
-
-// Deleting a neighbour that is not there is an error, and `ip -batch` would stop at it.
-function forgetLines({ bridge }: Place, address: string): string[] {
-  return [
-    `neigh replace ${address} lladdr ${macOf(address)} dev ${bridge} nud permanent`,
-    `neigh del ${address} dev ${bridge}`,
-  ];
+  const [namespace, present] = [namespaceOf(place, id), devices()];
+  const lines = namespaceAt(namespace) ? [`netns delete ${namespace}`] : [];
+  if (address !== null && present.has(deviceOf(address))) lines.unshift(`link delete dev ${deviceOf(address)}`);
+  if (address !== null && present.has(place.bridge)) lines.push(`neigh del ${address} dev ${place.bridge}`);
+  await ipEach(lines);
 }

@@ -59,7 +59,7 @@ export class ProcessDriver implements Driver, AsyncDisposable {
     mkdirSync(folder, { recursive: true });
     const exits = new Exits(join(base, "exits"), log, (id) => this.#exited(id));
     const owner = ownerOf(folder);
-    const hierarchy = findHierarchy(options.cgroup_parent, owner, { root: this.#root });
+    const hierarchy = Hierarchy.find(options.cgroup_parent, owner, { root: this.#root });
     if (typeof hierarchy === "string") {
       log.warn("No cgroups, so no limits, and daemons may outlive their instance: {reason}", { reason: hierarchy });
     }
@@ -134,8 +134,7 @@ export class ProcessDriver implements Driver, AsyncDisposable {
   async adopt(instance: Instance): Promise<Reading> {
     const workload = this.#workload(instance.id);
     try {
-      workload.settle();
-      await workload.endRest();
+      await workload.settle();
       await this.#logs.of(instance.id, workload.records.log).recover();
     } catch (error) {
       return { state: "Unknown", error: messageOf(error) };
@@ -296,9 +295,4 @@ export class ProcessDriver implements Driver, AsyncDisposable {
 
 function wantedOf({ image, env, working_dir, run_as, entrypoint, cmd }: Instance): Wanted {
   return { image, env, working_dir, run_as, argv: [...entrypoint, ...cmd], field: "cmd" };
-}
-
-function findHierarchy(parent: string, owner: string, options: { root: boolean }): Hierarchy | string {
-  if (process.platform !== "linux") return "this is not Linux";
-  return parent === "" ? "cgroup_parent is empty" : Hierarchy.find(parent, owner, options);
 }

@@ -9,6 +9,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join, relative } from "node:path";
+import process from "node:process";
 import { messageOf } from "../shared/errors.ts";
 import { Cgroup } from "./cgroup.ts";
 
@@ -31,13 +32,18 @@ interface Mount {
 export class Hierarchy {
   /** In the v2 hierarchy first, then in those v1 hierarchies whose controllers v2 does not have. */
   readonly #bases: readonly string[];
+  /** The one that does nothing but divide the CPU, which an instance without such a limit need not join. */
+  readonly #cpu: string | undefined;
 
-  private constructor(bases: readonly string[]) {
+  private constructor(bases: readonly string[], cpu: string | undefined) {
     this.#bases = bases;
+    this.#cpu = cpu;
   }
 
   /** The hierarchy, or why it cannot be used. */
   static find(parent: string, owner: string, { root }: { root: boolean }): Hierarchy | string {
+    if (process.platform !== "linux") return "this is not Linux";
+    if (parent === "") return "cgroup_parent is empty";
     const mounts = readMounts();
     const unified = mounts.find(({ type }) => type === "cgroup2");
     if (!unified) return "no cgroup v2 hierarchy is mounted";
@@ -51,15 +57,18 @@ export class Hierarchy {
     }
     if (!existsSync(join(base, "cgroup.freeze"))) return "the kernel cannot freeze a cgroup (before 5.2)";
     for (const folder of [top, join(top, parent), base]) enableControllers(folder);
-    const missing = ["memory", "cpu"].filter((name) => !controllersBelow(base).includes(name));
-    const legacy = root
-      ? mounts.filter(({ type, options }) => type === "cgroup" && missing.some((name) => options.includes(name)))
-      : [];
-    return new Hierarchy([base, ...legacy.map(({ point }) => join(point, parent, owner))]);
+    const missing = ["memory", "cpu"].filter((name) => !words(join(base, "cgroup.subtree_control")).includes(name));
+    const legacy = (controller: string) => {
+      const mount = mounts.find(({ type, options }) => type === "cgroup" && options.includes(controller));
+      return root && mount && missing.includes(controller) ? [join(mount.point, parent, owner)] : [];
+    };
+    const [memory, cpu] = [legacy("memory"), legacy("cpu")];
+    return new Hierarchy([...new Set([base, ...memory, ...cpu])], memory[0] === cpu[0] ? undefined : cpu[0]);
   }
 
-  group(id: string): Cgroup {
-    return new Cgroup(this.#bases.map((base) => join(base, id)));
+  /** The instance's group, in all hierarchies that it may be in, or with `vcpus` null in those that do more than that. */
+  group(id: string, { vcpus = 1 as number | null } = {}): Cgroup {
+    return new Cgroup(this.#bases.filter((base) => vcpus !== null || base !== this.#cpu).map((base) => join(base, id)));
   }
 
   /** The group of the shims, made if it is not there. */
@@ -105,10 +114,6 @@ function enableControllers(folder: string): void {
       if (!["EBUSY", "EACCES", "EPERM", "ENOENT", "EOPNOTSUPP"].includes(code ?? "")) throw error;
     }
   }
-}
-
-function controllersBelow(folder: string): string[] {
-  return words(join(folder, "cgroup.subtree_control"));
 }
 
 function words(file: string): string[] {

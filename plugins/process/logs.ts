@@ -57,15 +57,18 @@ export class InstanceLog {
     });
   }
 
-  /** Rotates where the file has outgrown its size. */
+  /** Rotates until the file is within its size. */
   rotate(): Promise<void> {
     return this.#alone(async () => {
-      const size = await sizeOf(this.#file);
-      if (size === undefined || size <= this.#options.maxSize) return;
-      const { bsize } = await statfs(this.#file);
-      // Whole blocks, and never all of the file: that is what the kernel can collapse.
-      const head = Math.floor((size - 1) / bsize) * bsize;
-      if (head === 0 || !await this.#cutHead(head)) await this.#cutAll();
+      const { maxSize } = this.#options;
+      for (let size = await sizeOf(this.#file); size !== undefined && size > maxSize; size = await sizeOf(this.#file)) {
+        const { bsize } = await statfs(this.#file);
+        // Whole blocks, and never all of the file: that is what the kernel can collapse.
+        const whole = (bytes: number) => Math.floor(Math.min(bytes, size - 1) / bsize) * bsize;
+        const beyond = whole(size - this.#options.files * maxSize - maxSize);
+        const cut = beyond > 0 ? await this.#drop(beyond) : whole(maxSize) > 0 && await this.#cutHead(whole(maxSize));
+        if (!cut) await this.#cutAll();
+      }
     });
   }
 
@@ -148,18 +151,31 @@ export class InstanceLog {
     return segments;
   }
 
-  /** False where the file system cannot cut a file's head off. */
+  /** Moves the head to a file of its own; false where the file system cannot cut it off. */
   async #cutHead(head: number): Promise<boolean> {
     const { copy } = await this.#copy(head);
-    try {
-      await run("fallocate", ["--collapse-range", "--offset", "0", "--length", String(head), this.#file]);
-    } catch (error) {
-      if (!(error instanceof CommandError)) throw error;
+    if (!await this.#collapse(head)) {
       await rm(copy, { force: true });
       return false;
     }
-    this.#base += head;
     await this.#publish(copy);
+    return true;
+  }
+
+  /** Forgets the head, which nobody would keep, and with it all that is older. */
+  async #drop(head: number): Promise<boolean> {
+    for (let index = this.#options.files; index > 0; index--) await rm(`${this.#file}.${index}`, { force: true });
+    return await this.#collapse(head);
+  }
+
+  async #collapse(head: number): Promise<boolean> {
+    try {
+      await run("fallocate", ["--collapse-range", "--offset", "0", "--length", String(head), this.#file]);
+    } catch (error) {
+      if (error instanceof CommandError) return false;
+      throw error;
+    }
+    this.#base += head;
     return true;
   }
 

@@ -9,12 +9,13 @@ const START_TIMEOUT_MS = 30_000;
 
 /**
  * Stays with the program to the end, outliving the host, and writes how it ended. Nothing of the user's is shell text:
- * every value is an argument. What the program left behind in its cgroup dies with it, before its end is told.
+ * every value is an argument. What the program left behind in its cgroup dies with it, before its end is told. Its own
+ * cgroup it joins on the side, as the kernel may take its time over that.
  */
 const SHIM = `
 generation=$1 run=$2 log=$3 exits=$4 shims=$5 cgroup=$6 workload=$7 setsid=$8
 shift 8
-[ -z "$shims" ] || echo 0 >"$shims/cgroup.procs"
+[ -z "$shims" ] || echo $$ >"$shims/cgroup.procs" &
 exec 3>&1 1>/dev/null 2>"$run/$generation.err"
 (exec "$setsid" /bin/sh -c "$workload" dormouse-workload "$generation" "$run" "$@" </dev/null >>"$log" 2>&1)
 code=$?

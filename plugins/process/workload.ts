@@ -84,9 +84,9 @@ export class Workload {
     const { device, signal } = options;
     const { hierarchy, owner, setsid } = this.#place;
     await this.end();
-    const cgroup = hierarchy?.group(this.#id);
     // A new one, which has counted nothing yet.
-    await cgroup?.remove();
+    await hierarchy?.group(this.#id).remove();
+    const cgroup = hierarchy?.group(this.#id, options);
     const lacking = cgroup?.make(options) ?? [];
     const generation = randomBytes(8).toString("hex");
     const launch: Launch = { generation, owner, cgroups: cgroup?.folders ?? [], device };
@@ -150,10 +150,19 @@ export class Workload {
     this.records.mark = undefined;
   }
 
-  /** Withdraws a launch that nobody took up, so that what is read of it from here on is final. */
-  settle(): void {
+  /**
+   * Brings what a host left half done to an end that can be told: a launch that nobody took up is withdrawn, a freeze and
+   * a thaw that reached some of the processes reach all of them, and what a dead program left behind is ended.
+   */
+  async settle(): Promise<void> {
     const launch = this.#launch();
     if (launch) this.records.supersede(launch);
+    const run = this.#run();
+    if (run && runs(run.claim) && this.records.mark) {
+      if (this.#frozen(run)) await enclosureOf(run).freeze();
+      else await this.thaw();
+    }
+    await this.endRest();
   }
 
   /** Ends what a program that is dead itself has left behind. */

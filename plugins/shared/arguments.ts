@@ -2,7 +2,8 @@ import { parseArgs } from "node:util";
 import { DormouseError } from "./errors.ts";
 import { didYouMean } from "./nearest.ts";
 
-const FLAGS = { config: "string", check: "boolean", help: "boolean", version: "boolean" } as const;
+/** What is the host's own, and so no plugin's command. */
+export const FLAGS = { config: "string", check: "boolean", help: "boolean", version: "boolean" } as const;
 
 export interface Arguments {
   /** Of `--config`, as given. */

@@ -102,6 +102,8 @@ export interface FieldExtension<P, R> {
   schema: v.GenericSchema<unknown, P>;
   /** Checks across fields and stores what it returns; `undefined` stores no policy. @throws {DormouseError} */
   normalise?: (policy: P, instance: Instance) => P | undefined;
+  /** What a fork gets of its source's policy; the same when absent, none where it returns `undefined`. */
+  forked?: (policy: P) => P | undefined;
   /** More keys of the instance's response, such as a status; called for each response. */
   present?: (instance: Instance, policy: P | undefined, runtime: R | undefined) => Record<string, unknown>;
   /** The schemas of those keys, for the OpenAPI document. */

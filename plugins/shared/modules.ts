@@ -2,6 +2,7 @@ import { readdirSync } from "node:fs";
 import { isAbsolute } from "node:path";
 import { pathToFileURL } from "node:url";
 import type { Plugin } from "../../main.ts";
+import { FLAGS } from "./arguments.ts";
 import { pluginFile } from "./config.ts";
 import { DormouseError, messageOf } from "./errors.ts";
 import { didYouMean } from "./nearest.ts";
@@ -39,8 +40,12 @@ export async function importPlugin(folder: string, name: string, use: string | u
       throw wrong(`${list} is not a list of names`);
     }
   }
-  for (const [command, { help, run }] of Object.entries(plugin.commands ?? {})) {
-    if (typeof help !== "string" || typeof run !== "function") throw wrong(`commands.${command} lacks help or run`);
+  if (plugin.commands !== undefined && typeof plugin.commands !== "object") throw wrong("commands is not a table");
+  for (const [command, each] of Object.entries(plugin.commands ?? {})) {
+    if (typeof each?.help !== "string" || typeof each.run !== "function") {
+      throw wrong(`commands.${command} lacks help or run`);
+    }
+    if (Object.hasOwn(FLAGS, command)) throw wrong(`commands.${command} is the host's own`);
   }
   // Not a spread, which would lose the methods of a plugin that is an object of a class.
   const { requires, provides, options, commands } = plugin;

@@ -123,7 +123,8 @@ test("a client that leaves frees its stream", async (t) => {
   assert.equal((await call("GET", "/health")).status, 200);
 });
 
-test("streams end when the host closes, those of clients that do not read too", { timeout: 30_000 }, async (t) => {
+// Its time limit is below the grace that requests under way are given.
+test("streams end when the host closes, those of clients that do not read too", { timeout: 9_000 }, async (t) => {
   const { url, host, call } = await apiHost(t, { folder: temporaryFolder(t) });
   const reading = await openStream(t, `${url}/events`);
   const stuck = await openStream(t, `${url}/events?type=update`);
@@ -137,11 +138,8 @@ test("streams end when the host closes, those of clients that do not read too", 
   const ended = (async () => {
     while (await reading.event());
   })();
-  const begun = performance.now();
   await host.close();
   await ended;
-  // Far below the grace that requests under way are given.
-  assert.ok(performance.now() - begun < 9_000);
   stuck.leave();
 });
 

@@ -58,15 +58,18 @@ const CONTENDERS: Record<string, (handlers: Handler[]) => Round> = {
     const hook = new AsyncParallelHook<[Message]>(["message"]);
     // As its users do: a plain tap for a handler that is synchronous, else tapPromise.
     for (const handler of handlers) {
-      if (handler.constructor.name === "AsyncFunction") hook.tapPromise("bench", handler as AsyncHandler);
+      if (isAsync(handler)) hook.tapPromise("bench", handler);
       else hook.tap("bench", handler);
     }
     return (messages) => Promise.all(messages.map((message) => hook.promise(message)));
   },
   "node:events"(handlers) {
     const emitter = new EventEmitter().setMaxListeners(0);
-    let pending: (void | Promise<void>)[] = [];
-    for (const handler of handlers) emitter.on("event", (message: Message) => void pending.push(handler(message)));
+    let pending: Promise<void>[] = [];
+    for (const handler of handlers) {
+      if (!isAsync(handler)) emitter.on("event", handler);
+      else emitter.on("event", (message: Message) => void pending.push(handler(message)));
+    }
     return async (messages) => {
       for (const message of messages) emitter.emit("event", message);
       await Promise.all(pending);
@@ -74,6 +77,10 @@ const CONTENDERS: Record<string, (handlers: Handler[]) => Round> = {
     };
   },
 };
+
+function isAsync(handler: Handler): handler is AsyncHandler {
+  return handler.constructor.name === "AsyncFunction";
+}
 
 interface Running {
   round: Round;

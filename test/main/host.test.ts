@@ -209,6 +209,24 @@ describe("close()", () => {
     assert.equal(seen.at(-1), "listener closed");
   });
 
+  it("waits for a guard under way before its plugin is closed", async (t) => {
+    const seen: string[] = [];
+    const gate = Promise.withResolvers<void>();
+    const guards = plugin("guards", {
+      setup({ hooks, defer }) {
+        defer(() => void seen.push("closed"));
+        hooks.guard("test:guard", () => gate.promise.then(() => void seen.push("guard ended")));
+      },
+    });
+    const host = await startWith(t, [guards]);
+    const asked = host.hooks.ask("test:guard", { seen });
+    const closed = host.close();
+    await new Promise(setImmediate);
+    gate.resolve();
+    await Promise.all([closed, asked]);
+    assert.deepEqual(seen, ["guard ended", "closed"]);
+  });
+
   it("undoes every registration: no hook is called and no service is there afterwards", async (t) => {
     const seen: string[] = [];
     const host = await startWith(t, [

@@ -3,10 +3,11 @@ import assert from "node:assert/strict";
 import { existsSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
+import { execa } from "execa";
 import { DormouseError } from "../../main.ts";
 import { devices } from "../../plugins/network/ip.ts";
 import { run } from "../../plugins/shared/run.ts";
-import { cleanup, runMain, temporaryFolder, until } from "../helpers.ts";
+import { cleanup, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
 import { BRIDGE, configIn, greet, greeterIn, SUBNET, traces, worldOf } from "./world.ts";
 
 const ip = (...lines: string[]) => run("ip", ["-batch", "-"], { input: lines.join("\n") });
@@ -63,6 +64,33 @@ test("attach() makes whole what a host left that died in the middle of it", asyn
   await ip("netns delete elsewhere");
   assert.doesNotMatch(await traces(), /dm-|dmtest0-/);
   assert.equal(await run("ip", ["neigh", "show", "dev", BRIDGE, "nud", "permanent"]), "");
+});
+
+test("attach() and a restart work after a host that was killed at any moment of them", async (t) => {
+  const folder = temporaryFolder(t);
+  const config = configIn(folder);
+  for (let round = 0; round < 4; round++) {
+    const [command, ...flags] = RUNTIME;
+    const script = join(import.meta.dirname!, "churn.ts");
+    const child = execa(command, [...flags, script, config], { stdin: "ignore", reject: false, buffer: false });
+    cleanup(t).defer(() => void child.kill("SIGKILL"));
+    const enough = 1 + Math.floor(Math.random() * 12);
+    let dots = 0;
+    for await (const chunk of child.stdout) if ((dots += chunk.length) >= enough) break;
+    child.kill("SIGKILL");
+    await child;
+
+    const { host, network, instance } = await worldOf(t, folder);
+    assert.equal(network.enabled, true, network.reason ?? "");
+    const instances = ["x", "y", "z"].map(instance);
+    await Promise.all(instances.map((each) => network.attach(each)));
+    for (const { network: { ip } } of instances) {
+      assert.match(await run("ping", ["-c", "1", "-W", "2", ip!]), / 0% packet loss/);
+    }
+    await host.close();
+  }
+  await purge(t, folder);
+  assert.doesNotMatch(await traces(), /dm-|dmtest0/);
 });
 
 test("attach() and detach() of many at once leave each other alone", async (t) => {
@@ -153,21 +181,29 @@ test("the network refuses a bridge that is somebody else's, until nobody has it"
   await assert.rejects(worldOf(t, undefined, bridgeOf("veth5")), refused(/and is no bridge/));
   await ip("link delete dev lanbr", "link delete dev veth5");
 
-  const first = await worldOf(t);
+  const [first, other] = [await worldOf(t), temporaryFolder(t)];
+  const a = first.instance("a");
+  const belongsToFirst = new RegExp(`belongs to the host with data_dir "${first.folder}/data"`);
+  const purging = () => runMain(t, ["--config", configIn(other), "--purge-network"]);
+  await assert.rejects(worldOf(t, other), refused(belongsToFirst), "it is up");
+  await first.network.attach(a);
   await first.host.close();
-  const other = temporaryFolder(t);
-  await assert.rejects(
-    worldOf(t, other),
-    refused(new RegExp(`belongs to the host with data_dir "${first.folder}/data"`)),
-  );
-  const { exitCode, stderr } = await runMain(t, ["--config", configIn(other), "--purge-network"]);
-  assert.equal(exitCode, 1);
-  assert.match(stderr, /bridge_in_use/);
-  rmSync(join(first.folder, "data"), { recursive: true });
-  const { host, folder } = await worldOf(t);
-  assert.equal(host.use("network").enabled, true);
-  await host.close();
-  await purge(t, folder);
+  await assert.rejects(worldOf(t, other), refused(belongsToFirst), "its instances may run");
+  assert.match((await purging()).stderr, belongsToFirst);
+
+  const again = await worldOf(t, first.folder);
+  await again.network.detach(a);
+  await again.host.close();
+  const second = await worldOf(t, other);
+  assert.equal(second.network.enabled, true, "nobody is on it");
+  await second.network.attach(second.instance("b"));
+  await second.host.close();
+  rmSync(join(other, "data"), { recursive: true });
+  const third = await worldOf(t, first.folder);
+  assert.equal(third.network.enabled, true, "the data_dir is gone");
+  assert.doesNotMatch(await traces(), /dmtest0-b/);
+  await third.host.close();
+  await purge(t, first.folder);
 });
 
 test("--purge-network leaves no trace of ours, and everything of others", async (t) => {

@@ -118,7 +118,7 @@ it("readConfig() tells every problem at once, with path, what was expected, what
 
 it("readConfig() throws with line and column when the file is not TOML", (t) => {
   const cases: [string, RegExp][] = [
-    ["[host]\nlog_level = info\n", /config\.toml:2:13: /],
+    ["[host]\nlog_level = info\n", /config\.toml:2:16: /],
     ["a = 1\na = 2\n", /config\.toml:2:\d+: /],
     ["[plugins.api\n", /config\.toml:1:\d+: /],
     ["x = 99999999999999999999", /config\.toml:1:\d+: integer/],

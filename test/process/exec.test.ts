@@ -1,0 +1,104 @@
+import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { test, type TestContext } from "node:test";
+import { DormouseError, type ExecRequest, type Instance } from "../../main.ts";
+import { processStat } from "../../plugins/shared/proc.ts";
+import { lacking, until } from "../helpers.ts";
+import { NEEDS_ROOT, ProcessFixture } from "./fixture.ts";
+
+const NEVER = new AbortController().signal;
+
+async function running(t: TestContext, change: Partial<Instance> = {}) {
+  const fixture = new ProcessFixture(t);
+  const driver = fixture.open();
+  const instance = { ...fixture.counting(), ...change };
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  const exec = (script: string, request: Partial<ExecRequest> = {}) =>
+    driver.exec(instance, { command: ["sh", "-c", script], timeout_ms: 60_000, max_output: 65_536, ...request });
+  return { fixture, driver, instance, exec };
+}
+
+test("exec() tells the exit code and both outputs", async (t) => {
+  const { exec } = await running(t);
+  const done = { timed_out: false, truncated: false };
+  assert.deepEqual(await exec("echo out; echo err >&2; exit 3"), {
+    exit_code: 3,
+    stdout: "out\n",
+    stderr: "err\n",
+    ...done,
+  });
+  assert.deepEqual(await exec("kill -KILL $$"), { exit_code: 137, stdout: "", stderr: "", ...done });
+  assert.equal((await exec("cat")).stdout, "");
+});
+
+test("exec() runs with the instance's variables and directory, and those of the request over them", async (t) => {
+  const { exec } = await running(t, { env: { A: "instance", B: "instance" }, working_dir: "/usr" });
+  assert.equal((await exec("pwd; echo $A $B")).stdout, "/usr\ninstance instance\n");
+  const given = await exec("pwd; echo $A $B", { env: { B: "request" }, working_dir: "/tmp" });
+  assert.equal(given.stdout, "/tmp\ninstance request\n");
+});
+
+test("exec() runs as the instance's user, in its cgroup", { skip: lacking(NEEDS_ROOT) }, async (t) => {
+  const { exec, fixture, instance } = await running(t, { run_as: "nobody" });
+  const { stdout } = await exec("id -u; cat /proc/self/cgroup");
+  assert.equal(stdout.split("\n")[0], "65534");
+  assert(fixture.cgroups(instance).length > 0);
+  assert(stdout.includes(`/${instance.id}\n`));
+});
+
+test("exec() keeps max_output bytes of each output", async (t) => {
+  const { exec } = await running(t);
+  const { stdout, stderr, truncated } = await exec("head -c 100000 /dev/zero | tr '\\0' x; echo short >&2", {
+    max_output: 1000,
+  });
+  assert.deepEqual([stdout, stderr, truncated], ["x".repeat(1000), "short\n", true]);
+  const exact = await exec("printf 12345", { max_output: 5 });
+  assert.deepEqual([exact.stdout, exact.truncated], ["12345", false]);
+});
+
+test("exec() kills the whole group at its deadline", async (t) => {
+  const { exec } = await running(t);
+  const result = await exec("sleep 600 & echo $!; sleep 600", { timeout_ms: 300 });
+  assert.deepEqual([result.timed_out, result.exit_code], [true, 137]);
+  const pid = Number(result.stdout);
+  await until("the child is gone", () => (processStat(pid)?.state ?? "Z") === "Z");
+});
+
+test("exec() does not wait for what it leaves in the background", async (t) => {
+  const { exec } = await running(t);
+  const result = await exec("sleep 600 & echo done");
+  assert.deepEqual([result.stdout, result.exit_code, result.timed_out], ["done\n", 0, false]);
+});
+
+test("exec() kills its group and rejects with the reason when its signal aborts", async (t) => {
+  const { exec } = await running(t);
+  const [abort, reason] = [new AbortController(), new Error("the client left")];
+  const pending = exec("sleep 600", { signal: abort.signal });
+  abort.abort(reason);
+  await assert.rejects(pending, (error) => error === reason);
+});
+
+test("exec() is refused where nothing runs, and ends with its instance", async (t) => {
+  const { driver, exec, fixture, instance } = await running(t);
+  const refused = (error: unknown) => error instanceof DormouseError && error.code === "invalid_state";
+  await driver.standby(instance, NEVER);
+  await assert.rejects(exec("true"), refused);
+  await driver.restore(instance, NEVER);
+  const mark = join(fixture.dataDir, "begun");
+  const ended = assert.rejects(exec(`: >${mark}; sleep 600`));
+  await until("it runs", () => existsSync(mark));
+  await driver.stop(instance, NEVER);
+  await ended;
+  await assert.rejects(exec("true"), refused);
+  await driver.delete(instance);
+  assert.deepEqual(fixture.remains(instance), []);
+});
+
+test("exec() tells a program that is not there", async (t) => {
+  const { exec } = await running(t);
+  const refused = (error: unknown) => error instanceof DormouseError && error.code === "invalid_request";
+  await assert.rejects(exec("", { command: ["no-such-program"] }), refused);
+  await assert.rejects(exec("", { command: [] }), refused);
+});
