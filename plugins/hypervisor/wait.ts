@@ -10,13 +10,16 @@ const ASK_EVERY = 5_000;
 
 interface Waiter {
   readonly target: State;
+  readonly deadline: number;
   settle(outcome: WaitResult | DormouseError): void;
 }
 
-/** Those who wait for one instance, and the timer that asks its driver for them all. */
+/** Those who wait for one instance, with one timer that asks its driver and one for the soonest deadline of them all. */
 interface Room {
   readonly waiters: Set<Waiter>;
-  readonly timer: ReturnType<typeof setInterval>;
+  readonly asking: ReturnType<typeof setInterval>;
+  expiry: ReturnType<typeof setTimeout> | undefined;
+  soonest: number;
 }
 
 /** Everyone who waits for a state: one subscription to the events serves them all. */
@@ -39,24 +42,22 @@ export class Waiting {
    */
   wait(id: string, target: State, { timeout, signal }: { timeout: number; signal?: AbortSignal }): Promise<WaitResult> {
     return new Promise((resolve, reject) => {
-      const expire = () =>
-        waiter.settle(this.#now(id, (instance) => ({ ...shown(instance), timed_out: instance.state !== target })));
-      const timer = setTimeout(expire, timeout);
+      const leave = () => this.#expire(id, waiter);
       const waiter: Waiter = {
         target,
+        deadline: performance.now() + timeout,
         settle: (outcome) => {
-          clearTimeout(timer);
-          signal?.removeEventListener("abort", expire);
+          signal?.removeEventListener("abort", leave);
           this.#leave(id, waiter);
           if (outcome instanceof DormouseError) reject(outcome);
           else resolve(outcome);
         },
       };
       this.#enter(id, waiter);
-      signal?.addEventListener("abort", expire, { once: true });
+      signal?.addEventListener("abort", leave, { once: true });
       // Only now that the waiter is in place: a change between a check and a later subscription would be missed.
       this.#check(id, waiter);
-      if (signal?.aborted) expire();
+      if (signal?.aborted) leave();
     });
   }
 
@@ -97,23 +98,39 @@ export class Waiting {
     return instance ? of(instance) : new DormouseError("not_found", "The instance was deleted while waiting");
   }
 
+  #expire(id: string, waiter: Waiter): void {
+    waiter.settle(this.#now(id, (instance) => ({ ...shown(instance), timed_out: instance.state !== waiter.target })));
+  }
+
   #enter(id: string, waiter: Waiter): void {
     let room = this.#rooms.get(id);
     if (!room) {
-      const timer = setInterval(() => {
-        look(this.#registry, id, "wait").catch((error) =>
-          this.#log.debug("Looking at {id} failed: {reason}", { id, reason: messageOf(error), error })
-        );
+      const asking = setInterval(() => {
+        look(this.#registry, id, "wait").catch((error) => {
+          this.#log.debug("Looking at {id} failed: {reason}", { id, reason: messageOf(error), error });
+        });
       }, ASK_EVERY);
-      this.#rooms.set(id, room = { waiters: new Set(), timer });
+      this.#rooms.set(id, room = { waiters: new Set(), asking, expiry: undefined, soonest: Infinity });
     }
     room.waiters.add(waiter);
+    if (waiter.deadline < room.soonest) this.#arm(id, room);
+  }
+
+  // A timer for each waiter would cost more than all else when a thousand of them are answered at once.
+  #arm(id: string, room: Room): void {
+    clearTimeout(room.expiry);
+    room.soonest = Math.min(...[...room.waiters].map(({ deadline }) => deadline));
+    room.expiry = setTimeout(() => {
+      for (const waiter of [...room.waiters]) if (waiter.deadline <= performance.now()) this.#expire(id, waiter);
+      if (room.waiters.size > 0) this.#arm(id, room);
+    }, Math.ceil(Math.max(0, room.soonest - performance.now())));
   }
 
   #leave(id: string, waiter: Waiter): void {
     const room = this.#rooms.get(id);
     if (!room?.waiters.delete(waiter) || room.waiters.size > 0) return;
-    clearInterval(room.timer);
+    clearInterval(room.asking);
+    clearTimeout(room.expiry);
     this.#rooms.delete(id);
   }
 }

@@ -49,28 +49,31 @@ export function portLines({ bridge }: Place, address: string): string[] {
  * @throws {DormouseError} `insufficient_resources` where the bridge has no port left
  */
 export async function attach(place: Place, { id, name }: Instance, address: string): Promise<void> {
+  const namespace = namespaceOf(place, id);
   try {
-    await tie(place, namespaceOf(place, id), address);
+    await tie(place, namespace, address).catch((error: unknown) => {
+      if (!(error instanceof CommandError) || isFull(error)) throw error;
+      // A host that was killed can leave an `ip` that is still at it for a moment: look again, once. And a device whose
+      // other end is not in this namespace was of one that is gone.
+      return tie(place, namespace, address, { anew: /Cannot find device "eth0"/.test(error.stderr) });
+    });
   } catch (error) {
-    if (!(error instanceof CommandError) || !/Exchange full/.test(error.stderr)) throw error;
+    if (!(error instanceof CommandError) || !isFull(error)) throw error;
     await detach(place, id, address); // it was not attached before, so nothing runs in it
     const message = `Cannot attach instance "${name}": bridge "${place.bridge}" has all the ports a bridge can have`;
     throw new DormouseError("insufficient_resources", message, { cause: error });
   }
 }
 
-async function tie(place: Place, namespace: string, address: string): Promise<void> {
-  const whole = namespaceAt(namespace) === "namespace" && devices().has(deviceOf(address));
+function isFull({ stderr }: CommandError): boolean {
+  return stderr.includes("Exchange full"); // EXFULL, of 1023 ports
+}
+
+async function tie(place: Place, namespace: string, address: string, { anew = false } = {}): Promise<void> {
+  const whole = !anew && namespaceAt(namespace) === "namespace" && devices().has(deviceOf(address));
   if (whole) await ip(portLines(place, address));
   else await make(place, namespace, address);
-  try {
-    await ip(insideLines(place, address), namespace);
-  } catch (error) {
-    // The device on the host is there, yet its other end is not in this namespace: it was of one that is gone.
-    if (!whole || !(error instanceof CommandError) || !/Cannot find device/.test(error.stderr)) throw error;
-    await make(place, namespace, address);
-    await ip(insideLines(place, address), namespace);
-  }
+  await ip(insideLines(place, address), namespace);
 }
 
 async function make(place: Place, namespace: string, address: string): Promise<void> {
