@@ -63,7 +63,13 @@ export interface Instance {
   readonly memory_bytes: number | null;
   /** What the HTTP contract knows and only some drivers use: `overlay_size`, `hotplug_size`, `skip_guest_agent`. */
   readonly hints: Readonly<Record<string, string | boolean>>;
-  readonly network: { readonly enabled: boolean; readonly ip: string | null; readonly mac: string | null };
+  readonly network: {
+    readonly enabled: boolean;
+    readonly ip: string | null;
+    readonly mac: string | null;
+    /** Null where there is no IPv6 for it. */
+    readonly ip6: string | null;
+  };
   readonly state: State;
   /** Why the state cannot be told; only with `Unknown`. */
   readonly state_error: string | null;
@@ -279,8 +285,11 @@ export interface Network {
   readonly bridge: string;
   readonly subnet: string;
   readonly gateway: string;
-  /** Reserves an address, in the caller's transaction. @throws insufficient_resources */
-  allocate(id: string): { ip: string; mac: string };
+  /** Null where instances have IPv4 only. */
+  readonly subnet6: string | null;
+  readonly gateway6: string | null;
+  /** Reserves an address, in the caller's transaction; the same one when asked again. @throws insufficient_resources */
+  allocate(id: string): { ip: string; mac: string; ip6: string | null };
   /** Frees it, in the caller's transaction. */
   release(id: string): void;
   /** Makes the instance's namespace and its veth into the bridge; the name of the namespace. Repeats are no error. */

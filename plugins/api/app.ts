@@ -16,6 +16,9 @@ import type { ApiOptions } from "./options.ts";
 import { closingError, JsonText } from "./routes.ts";
 
 const MAX_BODY = 1024 * 1024;
+/** Of a body that is too large, how much is read and for how long, in milliseconds. */
+const DISCARD_AT_MOST = 16 * 1024 * 1024;
+const DISCARD_FOR = 5_000;
 const JSON_HEADERS = { "Content-Type": "application/json" };
 
 export type App = Hono<Env>;
@@ -126,6 +129,22 @@ function refuseMethod(c: Context, methods: string[]): Response {
   return c.json(bodyOf(error), 405, { Allow: allow });
 }
 
-function refuseSize(): Response {
+async function refuseSize(c: Context): Promise<never> {
+  await discard(c.req.raw.body);
   throw new DormouseError("payload_too_large", `The body is over ${MAX_BODY} bytes`);
+}
+
+/** A client that is still sending would see its connection break, and not the answer. Up to a bound, that is. */
+async function discard(body: ReadableStream<Uint8Array> | null): Promise<void> {
+  if (body === null || body.locked) return;
+  const until = AbortSignal.timeout(DISCARD_FOR);
+  let bytes = 0;
+  const sink = new WritableStream<Uint8Array>({
+    write(chunk) {
+      bytes += chunk.length;
+      if (bytes > DISCARD_AT_MOST) throw new RangeError("The body is far too large");
+    },
+  });
+  // What breaks it off is the bound or the client, and the answer is the same.
+  await body.pipeTo(sink, { signal: until }).catch(() => {});
 }

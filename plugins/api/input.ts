@@ -99,20 +99,23 @@ function strict(schema: v.GenericSchema): v.GenericSchema {
   });
 }
 
+// Valibot leaves these out of a record without a word; a filter by one would be no filter.
+const LEFT_OUT = ["__proto__", "prototype", "constructor"];
+
 function nest(query: Record<string, unknown>): Record<string, unknown> {
-  const nested: Record<string, unknown> = {};
+  const nested = new Map<string, unknown>();
   for (const [key, value] of Object.entries(query)) {
     const [, outer, inner] = NESTED.exec(key) ?? [];
-    if (outer === undefined) put(nested, key, value);
-    else if (isTable(nested[outer])) put(nested[outer], inner, value);
-    else put(nested, outer, Object.fromEntries([[inner, value]]));
+    if (outer !== undefined && LEFT_OUT.includes(inner)) {
+      throw new DormouseError("invalid_request", `Unknown field "${shorten(key)}"`, {
+        details: { field: shorten(key) },
+      });
+    }
+    const before = nested.get(outer);
+    if (outer === undefined) nested.set(key, value);
+    else nested.set(outer, { ...(isTable(before) && before), [inner]: value });
   }
-  return nested;
-}
-
-// `__proto__` is a key like any other here.
-function put(table: Record<string, unknown>, key: string, value: unknown): void {
-  Object.defineProperty(table, key, { value, enumerable: true, configurable: true, writable: true });
+  return Object.fromEntries(nested);
 }
 
 interface Issue {

@@ -47,6 +47,13 @@ export class JsonText {
   }
 }
 
+/** The JSON list of items, each by its text. Added up one by one, which is what engines are fastest at: not joined. */
+export function jsonList<T>(items: Iterable<T>, textOf: (item: T) => string): string {
+  let text = "";
+  for (const item of items) text += text === "" ? textOf(item) : `,${textOf(item)}`;
+  return `[${text}]`;
+}
+
 /** For a client that asks too late. */
 export function closingError(): DormouseError {
   return new DormouseError("shutting_down", "Cannot answer: the host is closing");

@@ -1,5 +1,6 @@
 import { once } from "node:events";
 import { lstatSync, unlinkSync } from "node:fs";
+import type { Server as HttpServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { connect } from "node:net";
 import process from "node:process";
@@ -54,7 +55,12 @@ function serveDeno(fetch: Fetch, address: Listen): Promise<Server> {
 }
 
 async function serveNode(fetch: Fetch, address: Listen): Promise<Server> {
-  const server = createAdaptorServer({ fetch }) as import("node:http").Server;
+  const server = createAdaptorServer({ fetch }) as HttpServer;
+  const underWay = new Set<Promise<unknown>>();
+  server.on("request", (_request, response) => {
+    const done = once(response, "close").finally(() => underWay.delete(done));
+    underWay.add(done);
+  });
   server.listen("path" in address ? { path: address.path } : { host: address.hostname, port: address.port });
   await once(server, "listening"); // rejects on "error", such as an address in use
   const { address: hostname, port } = Object(server.address()) as AddressInfo;
@@ -63,7 +69,8 @@ async function serveNode(fetch: Fetch, address: Listen): Promise<Server> {
     close: async (grace) => {
       const closed = once(server, "close");
       server.close();
-      await within(grace, closed);
+      await within(grace, Promise.all(underWay));
+      // Those too that a client opened to have one ready, which Node does not count as idle.
       server.closeAllConnections();
       await closed;
     },

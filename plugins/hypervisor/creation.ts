@@ -1,5 +1,6 @@
-import type { Driver, Instance, Origin } from "../../main.ts";
-import type { Bodies, ForkBody } from "./bodies.ts";
+import { DormouseError, type Driver, type Instance, type Origin, type State } from "../../main.ts";
+import { messageOf } from "../shared/errors.ts";
+import type { Bodies } from "./bodies.ts";
 import {
   ask,
   decide,
@@ -7,11 +8,12 @@ import {
   failure,
   featured,
   invalidState,
-  read,
   type Registry,
   removeNow,
-  step,
+  stepNow,
+  validate,
 } from "./lifecycle.ts";
+import { commitReading } from "./reading.ts";
 import { nameConflict } from "./records.ts";
 
 /** Makes new instances, from bodies and from other instances. What fails half-way leaves nothing behind. */
@@ -29,17 +31,18 @@ export class Creation {
   create(body: unknown, origin: Origin, defaultDriver: string): Promise<Instance> {
     const draft = this.#bodies.create(body, { now: this.#registry.now(), defaultDriver });
     const driver = this.#registry.driver(draft.driver);
-    return this.#reserving(draft, async (signal) => {
-      await ask(this.#registry, "create", draft, origin, signal);
-      await driver.validate(draft);
-      const instance = this.#insert({ ...draft, transition: "create" }, "create", origin);
-      return await this.#orRemove(instance, "create", async () => {
-        await driver.create(instance);
-        const state = await driver.start(instance, signal);
-        const fields = { state, transition: null, started_at: this.#registry.now() };
-        return this.#registry.records.update(instance.id, fields, { action: "start", origin });
-      });
-    });
+    return this.#reserving(draft.name, () =>
+      this.#registry.lanes.enter(draft.id, "create", async (signal) => {
+        await ask(this.#registry, "create", draft, origin, signal);
+        await validate(driver, draft, "create");
+        const instance = this.#insert(draft, "create", origin);
+        return await this.#orRemove(instance, "create", async () => {
+          await driver.create(instance);
+          const state = await driver.start(instance, signal);
+          const fields = { state, transition: null, started_at: this.#registry.now() };
+          return this.#registry.records.update(instance.id, fields, { action: "start", origin });
+        });
+      }));
   }
 
   /** A copy of a stopped or sleeping instance; a running one is put to standby for it and restored when `from_running`. */
@@ -47,77 +50,101 @@ export class Creation {
     const wanted = this.#bodies.fork(body);
     const registry = this.#registry;
     return registry.lanes.enter(id, "fork", async (signal) => {
-      let { instance: source } = await decide(registry, id, "fork");
+      const { instance: source } = await decide(registry, id, "fork");
       const driver = featured(registry.driver(source.driver), "fork");
-      const wasRunning = source.state === "Running";
-      if (wasRunning && !wanted.from_running) throw invalidState("fork", source);
+      const runs = source.state === "Running";
+      if (runs && !wanted.from_running) throw invalidState("fork", source);
+      if (runs) featured(driver, "standby");
       await ask(registry, "fork", source, origin, signal);
-      if (wasRunning) source = await this.#sleep(driver, source, signal, origin);
-      try {
-        return await this.#copy(driver, source, wanted, origin);
-      } finally {
-        if (wasRunning) await this.#wake(driver, source, signal, origin);
-      }
+      const draft = this.#bodies.forked(source, { name: wanted.name, now: registry.now() });
+      // Before the source is put to sleep, which a name that is taken is no reason for.
+      return await this.#reserving(draft.name, () => {
+        const copy = (from: Instance) => this.#copy(driver, from, draft, origin, wanted.target_state);
+        return runs ? this.#asleep(driver, source, origin, signal, copy) : copy(source);
+      });
     }, { joins: false });
   }
 
-  async #sleep(driver: Driver, source: Instance, signal: AbortSignal, origin: Origin): Promise<Instance> {
-    await featured(driver, "standby").standby!(source, signal);
-    return this.#registry.records.update(source.id, { state: "Standby" }, {
-      action: "state",
-      origin,
-      detail: { for: "fork" },
-    });
-  }
-
-  async #wake(driver: Driver, source: Instance, signal: AbortSignal, origin: Origin): Promise<void> {
-    const state = await driver.restore!(source, signal);
-    this.#registry.records.update(source.id, { state }, { action: "state", origin, detail: { for: "fork" } });
-  }
-
-  async #copy(driver: Driver, source: Instance, wanted: ForkBody, origin: Origin): Promise<Instance> {
-    const registry = this.#registry;
-    const draft = this.#bodies.forked(source, { name: wanted.name, now: registry.now() });
-    const target = await this.#reserving(draft, async () => {
-      const row = this.#insert({ ...draft, transition: "fork" }, "fork", {
-        ...origin,
-        detail: { ...origin.detail, source: source.id },
+  /** Puts a running instance to standby for `work`; it runs again afterwards, whatever became of that. */
+  async #asleep(
+    driver: Driver,
+    source: Instance,
+    origin: Origin,
+    signal: AbortSignal,
+    work: (asleep: Instance) => Promise<Instance>,
+  ): Promise<Instance> {
+    const { records, readings } = this.#registry;
+    const change = { action: "state", origin, detail: { for: "fork" } } as const;
+    // The mark stays until it runs again, so that the host after one that died on the way wakes it.
+    let current = records.update(source.id, { state: "Paused", transition: "fork" }, change);
+    try {
+      await driver.standby!(current, signal);
+      const asleep = current = records.update(source.id, { state: "Standby" }, change);
+      const [made] = await Promise.allSettled([work(asleep)]);
+      const state = await driver.restore!(asleep, signal).catch((error) => {
+        const lost = made.status === "fulfilled" ? `copied to "${made.value.name}", but` : `${messageOf(made.reason)};`;
+        throw new Error(`${lost} it could not be restored: ${messageOf(error)}`, { cause: error });
       });
+      records.update(source.id, { state, transition: null }, change);
+      if (made.status === "rejected") throw made.reason;
+      return made.value;
+    } catch (error) {
+      if (existing(this.#registry, source.id).transition === "fork") {
+        const reading = await readings.read(current);
+        const failed = { ...origin, cause: "fork_failed" };
+        commitReading(this.#registry, existing(this.#registry, source.id), reading, failed, {
+          error: messageOf(error),
+        });
+      }
+      throw failure("fork", source, error);
+    }
+  }
+
+  async #copy(
+    driver: Driver,
+    source: Instance,
+    draft: Instance,
+    origin: Origin,
+    wanted: Exclude<State, "Unknown"> | undefined,
+  ): Promise<Instance> {
+    const registry = this.#registry;
+    // The lane is held until the copy is as it is wanted: nobody gets hold of one that may yet be undone.
+    return await registry.lanes.enter(draft.id, "create", async (signal) => {
+      const detail = { ...origin.detail, source: source.id };
+      const row = this.#insert(draft, "fork", { ...origin, detail });
       return await this.#orRemove(row, "fork", async () => {
         await driver.fork!(source, row);
-        const reading = await read(registry, row);
-        const state = reading.state === "Unknown" ? source.state : reading.state;
-        return registry.records.update(row.id, { state, transition: null }, { action: "state", origin });
+        const reading = await registry.readings.read(row);
+        if (reading.state === "Unknown") throw new Error(reading.error);
+        const { state } = reading;
+        const target = registry.records.update(row.id, { state, transition: null }, { action: "state", origin });
+        const to = (request: "start" | "stop" | "standby" | "restore") =>
+          stepNow(registry, row.id, request, origin, { signal });
+        if (wanted === undefined || wanted === state) return target;
+        if (wanted === "Running") return await to(state === "Standby" ? "restore" : "start");
+        if (wanted === "Stopped") return await to("stop");
+        await to("start");
+        return await to("standby");
       });
     });
-    const target_state = wanted.target_state ?? target.state;
-    if (target_state === "Running") {
-      return await step(registry, target.id, target.state === "Standby" ? "restore" : "start", origin);
-    }
-    if (target_state === "Stopped") return await step(registry, target.id, "stop", origin);
-    if (target.state !== "Standby") {
-      const running = await step(registry, target.id, "start", origin);
-      return await step(registry, running.id, "standby", origin);
-    }
-    return target;
   }
 
   /** Holds the name from now until there is a row, so that two creations of one name never both begin. */
-  async #reserving(draft: Instance, work: (signal: AbortSignal) => Promise<Instance>): Promise<Instance> {
-    if (this.#reserved.has(draft.name) || this.#registry.records.named(draft.name)) throw nameConflict(draft.name);
-    this.#reserved.add(draft.name);
+  async #reserving(name: string, work: () => Promise<Instance>): Promise<Instance> {
+    if (this.#reserved.has(name) || this.#registry.records.named(name)) throw nameConflict(name);
+    this.#reserved.add(name);
     try {
-      return await this.#registry.lanes.enter(draft.id, "create", work);
+      return await work();
     } finally {
-      this.#reserved.delete(draft.name);
+      this.#reserved.delete(name);
     }
   }
 
   #insert(draft: Instance, action: "create" | "fork", origin: Origin): Instance {
     const { records, network } = this.#registry;
     const wired = draft.network.enabled && network?.enabled;
-    return records.insert(draft, { action, origin }, () => {
-      const address = wired ? network.allocate(draft.id) : { ip: null, mac: null };
+    return records.insert({ ...draft, transition: "create" }, { action, origin }, () => {
+      const address = wired ? network.allocate(draft.id) : { ip: null, mac: null, ip6: null };
       return { network: { enabled: Boolean(wired), ...address } };
     });
   }
@@ -126,11 +153,21 @@ export class Creation {
     try {
       return await work();
     } catch (error) {
-      await removeNow(this.#registry, existing(this.#registry, instance.id), {
-        actor: "system",
-        cause: `${request}_failed`,
-      });
-      throw failure(request, instance, error);
+      const failed = failure(request, instance, error);
+      try {
+        await removeNow(this.#registry, existing(this.#registry, instance.id), {
+          actor: "system",
+          cause: `${request}_failed`,
+        });
+      } catch (second) {
+        // The row tells the reconcile that it is to go. Why it was not made is what the caller has to know.
+        const message = `${failed.message}; what is left of it goes later: ${messageOf(second)}`;
+        throw new DormouseError(failed.code, message, {
+          cause: new AggregateError([error, second]),
+          ...(failed.details && { details: failed.details }),
+        });
+      }
+      throw failed;
     }
   }
 }

@@ -19,6 +19,7 @@ interface Turn {
 export class Lanes {
   readonly #lanes = new Map<string, Turn[]>();
   readonly #idle = new Set<() => void>();
+  readonly #listeners: ((id: string) => void)[] = [];
   #closed: DormouseError | undefined;
 
   /**
@@ -51,6 +52,11 @@ export class Lanes {
     return this.#lanes.get(id)?.map((turn) => turn.work) ?? [];
   }
 
+  /** Calls `listener` whenever a turn has ended and is pending no more. */
+  onEnd(listener: (id: string) => void): void {
+    this.#listeners.push(listener);
+  }
+
   /** No turn is taken in from now on; resolves once those that were have ended. */
   async close(): Promise<void> {
     this.#closed = new DormouseError("shutting_down", "The host is closing");
@@ -66,10 +72,10 @@ export class Lanes {
   async #drive(id: string, lane: Turn[]): Promise<void> {
     while (lane.length > 0) {
       const [turn] = lane;
-      const next = lane.find((other) => other !== turn);
-      if (next) this.#overtake(turn, next.work);
+      for (const waiting of lane.slice(1)) this.#overtake(turn, waiting.work);
       await turn.run();
       lane.shift();
+      for (const listener of this.#listeners) listener(id);
     }
     this.#lanes.delete(id);
     if (this.#lanes.size > 0) return;

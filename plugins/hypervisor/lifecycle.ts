@@ -1,9 +1,10 @@
-import type { Driver, Feature, Instance, Network, Origin, PluginHooks, Reading, State } from "../../main.ts";
+import type { Driver, Feature, Instance, Network, Origin, PluginHooks, State } from "../../main.ts";
 import { DormouseError } from "../../main.ts";
 import { abortable } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
 import type { Fields } from "./fields.ts";
 import type { Lanes } from "./lanes.ts";
+import { commitReading, type Readings } from "./reading.ts";
 import { notFound, type Records } from "./records.ts";
 import { type Request, RULES, UNDER_WAY } from "./states.ts";
 
@@ -11,6 +12,7 @@ import { type Request, RULES, UNDER_WAY } from "./states.ts";
 export interface Registry {
   readonly records: Records;
   readonly lanes: Lanes;
+  readonly readings: Readings;
   readonly fields: Fields;
   readonly hooks: PluginHooks;
   readonly network: Network | undefined;
@@ -57,29 +59,47 @@ export function step(
   origin: Origin,
   change?: Partial<Instance>,
 ): Promise<Instance> {
-  return registry.lanes.enter(id, request, async (signal) => {
-    const decided = await decide(registry, id, request);
-    if (decided.done) return decided.instance;
-    const driver = featured(registry.driver(decided.instance.driver), NEEDS[request]);
-    await ask(registry, request, decided.instance, origin, signal);
-    if (change) await driver.validate({ ...decided.instance, ...change });
-    const underWay = UNDER_WAY[request];
-    // Before anything is done, so that a host that dies here finds out from the row what it was about.
-    const instance = underWay === null
-      ? decided.instance
-      : registry.records.update(id, { ...change, state: underWay, transition: request }, { action: "state", origin });
-    try {
-      const outcome = await STEPS[request](driver, instance, signal, registry.now);
-      return registry.records.update(id, { ...outcome, transition: null, state_error: null }, {
-        action: request,
-        origin,
-      });
-    } catch (error) {
-      const cause = signal.aborted ? `${request}_aborted` : `${request}_failed`;
-      commitReading(registry, id, await read(registry, instance), { ...origin, cause }, { error: messageOf(error) });
-      throw failure(request, instance, error);
-    }
-  }, { joins: change === undefined });
+  const turn = (signal: AbortSignal) => stepNow(registry, id, request, origin, { signal, change });
+  return registry.lanes.enter(id, request, turn, { joins: change === undefined });
+}
+
+/** The step itself, for those who hold the lane already. */
+export async function stepNow(
+  registry: Registry,
+  id: string,
+  request: Step,
+  origin: Origin,
+  { signal, change }: { signal: AbortSignal; change?: Partial<Instance> },
+): Promise<Instance> {
+  const { records, readings, now } = registry;
+  const decided = await decide(registry, id, request);
+  if (decided.done) return decided.instance;
+  const driver = featured(registry.driver(decided.instance.driver), NEEDS[request]);
+  await ask(registry, request, decided.instance, origin, signal);
+  if (change) await validate(driver, { ...decided.instance, ...change }, request);
+  const underWay = UNDER_WAY[request];
+  // Before anything is done, so that a host that dies here finds out from the row what it was about.
+  const instance = underWay === null ? decided.instance : records.update(id, {
+    ...change,
+    ...readdressed(registry, decided.instance, request),
+    state: underWay,
+    transition: request,
+  }, { action: "state", origin });
+  try {
+    const outcome = await STEPS[request](driver, instance, signal, now);
+    return records.update(id, { ...outcome, transition: null, state_error: null }, { action: request, origin });
+  } catch (error) {
+    const cause = signal.aborted ? `${request}_aborted` : `${request}_failed`;
+    const reading = await readings.read(instance);
+    commitReading(registry, instance, reading, { ...origin, cause }, { error: messageOf(error) });
+    throw failure(request, instance, error);
+  }
+}
+
+/** A start gives it the addresses of today: that of IPv6 comes and goes with the config, and with the machine. */
+function readdressed({ network }: Registry, instance: Instance, request: Step): Partial<Instance> {
+  if (request !== "start" || !network?.enabled || instance.network.ip === null) return {};
+  return { network: { ...instance.network, ...network.allocate(instance.id) } };
 }
 
 /** Ends an instance at once and removes all that is its own. What fails is tried again by the next reconcile. */
@@ -93,7 +113,7 @@ export function remove(registry: Registry, id: string, origin: Origin): Promise<
 
 /** The deletion itself, for those who hold the lane already. */
 export async function removeNow(registry: Registry, instance: Instance, origin: Origin): Promise<void> {
-  const { records, network, fields } = registry;
+  const { records, network, fields, readings } = registry;
   const driver = registry.driver(instance.driver);
   if (instance.transition !== "delete") {
     const state = instance.state === "Stopped" ? instance.state : UNDER_WAY.delete;
@@ -106,59 +126,16 @@ export async function removeNow(registry: Registry, instance: Instance, origin: 
   }
   records.remove(instance.id, { action: "delete", origin }, () => network?.release(instance.id));
   fields.forget(instance.id);
+  readings.forget(instance.id);
 }
 
-/** Looks at the instance and commits what changed by itself. */
-export function look(registry: Registry, id: string, cause: string): Promise<Instance | undefined> {
-  return registry.lanes.enter(id, "look", async () => {
-    const instance = registry.records.find(id);
-    if (!instance) return undefined;
-    if (instance.transition === "delete") {
-      await removeNow(registry, instance, { actor: "system", cause: "delete_retried" });
-      return undefined;
-    }
-    const reading = await read(registry, instance);
-    return commitReading(registry, id, reading, { actor: "system", cause });
-  });
-}
-
-/** What the driver sees, and `Unknown` with the reason where it cannot tell (it should say so itself, but may break). */
-export async function read(
-  registry: Registry,
-  instance: Instance,
-  how: "inspect" | "adopt" = "inspect",
-): Promise<Reading> {
+/** @throws {DormouseError} the driver's own, or `driver_failed` where it broke */
+export async function validate(driver: Driver, instance: Instance, request: string): Promise<void> {
   try {
-    return await registry.driver(instance.driver)[how](instance);
+    await driver.validate(instance);
   } catch (error) {
-    return { state: "Unknown", error: messageOf(error) };
+    throw failure(request, instance, error);
   }
-}
-
-/** Brings a row in line with a reading; where they agree, nothing is written and nothing emitted. */
-export function commitReading(
-  registry: Registry,
-  id: string,
-  reading: Reading,
-  origin: Origin,
-  detail: Record<string, unknown> = {},
-): Instance {
-  const { records, now } = registry;
-  const instance = existing(registry, id);
-  const { state } = reading;
-  const state_error = reading.state === "Unknown" ? reading.error : null;
-  if (instance.state === state && instance.transition === null && instance.state_error === state_error) return instance;
-  const fields: Partial<Instance> = { state, state_error, transition: null };
-  if (reading.state === "Stopped" && instance.state !== "Stopped") {
-    const { exit_code, exit_message } = reading;
-    return records.update(id, { ...fields, stopped_at: now(), exit_code, exit_message }, {
-      action: "state",
-      origin,
-      detail,
-    });
-  }
-  const started = instance.started_at === null && (state === "Running" || state === "Initializing");
-  return records.update(id, { ...fields, ...(started && { started_at: now() }) }, { action: "state", origin, detail });
 }
 
 /** The instance as it is now, and whether the request is fulfilled already. An `Unknown` is looked at once more first. */
@@ -168,13 +145,20 @@ export async function decide(
   request: Request,
 ): Promise<{ instance: Instance; done: boolean }> {
   let instance = existing(registry, id);
+  // What is half removed must neither run again nor have its removal forgotten.
+  if (isDoomed(instance) && request !== "delete") throw invalidState(request, instance);
   if (instance.state === "Unknown" && RULES[request].Unknown === "refuse") {
-    const reading = await read(registry, instance);
-    instance = commitReading(registry, id, reading, { actor: "system", cause: `before_${request}` });
+    const reading = await registry.readings.read(instance);
+    instance = commitReading(registry, instance, reading, { actor: "system", cause: `before_${request}` });
   }
   const rule = RULES[request][instance.state];
   if (rule === "refuse") throw invalidState(request, instance);
   return { instance, done: rule === "done" };
+}
+
+/** Whether all that is left to do with the instance is to remove it: its deletion began, or its creation did not end. */
+export function isDoomed({ transition }: Instance): boolean {
+  return transition === "delete" || transition === "create";
 }
 
 /** Asks the guards of an action, until the action is overtaken. */
@@ -210,8 +194,10 @@ export function existing({ records }: Registry, id: string): Instance {
   return instance;
 }
 
-export function invalidState(request: string, { name, state, state_error }: Instance): DormouseError {
-  const reason = state_error === null ? "" : ` (${state_error})`;
+export function invalidState(request: string, instance: Instance): DormouseError {
+  const { name, state } = instance;
+  const why = isDoomed(instance) ? "it is being removed" : instance.state_error;
+  const reason = why === null ? "" : ` (${why})`;
   return new DormouseError("invalid_state", `Cannot ${request} instance "${name}": state is ${state}${reason}`);
 }
 

@@ -3,6 +3,7 @@
  * comes in and `present.ts` what goes out, `fields.ts` what other plugins add to both; `lifecycle.ts` and `creation.ts`
  * are the actions; `recovery.ts`, `expiry.ts` and `wait.ts` act on what happens by itself.
  */
+import { isDeepStrictEqual } from "node:util";
 import * as v from "valibot";
 import {
   definePlugin,
@@ -21,10 +22,11 @@ import { Creation } from "./creation.ts";
 import { Reaper } from "./expiry.ts";
 import { Fields } from "./fields.ts";
 import { Lanes } from "./lanes.ts";
-import { ask, existing, featured, look, type Registry, remove, step } from "./lifecycle.ts";
+import { ask, existing, featured, type Registry, remove, step } from "./lifecycle.ts";
 import { Presenter } from "./present.ts";
+import { Readings } from "./reading.ts";
 import { Records } from "./records.ts";
-import { adoptAll, Reconciler } from "./recovery.ts";
+import { adoptAll, look, Reconciler } from "./recovery.ts";
 import { Waiting } from "./wait.ts";
 
 const Options = v.object({
@@ -52,6 +54,7 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
   const registry: Registry = {
     records: new Records(store, hooks),
     lanes: new Lanes(),
+    readings: new Readings((name) => driverNamed(drivers, name)),
     fields,
     hooks,
     network: host.find("network"),
@@ -66,6 +69,7 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
   const reaper = new Reaper(registry, log);
 
   host.defer(() => lanes.close());
+  host.defer(() => waiting[Symbol.dispose]());
   host.defer(() => reaper[Symbol.dispose]());
   hooks.guard("host:ready", async () => {
     await adoptAll(registry, log);
@@ -105,6 +109,7 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
       return lanes.enter(id, "update", async (signal) => {
         const instance = existing(registry, id);
         const changed = bodies.update(instance, body, { now });
+        if (changesNothing(instance, changed)) return instance;
         await ask(registry, "update", instance, origin, signal, { ...instance, ...changed });
         const updated = records.update(id, changed, {
           action: "update",
@@ -135,10 +140,14 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
   };
 }
 
+function changesNothing(instance: Instance, changed: Partial<Instance>): boolean {
+  return Object.entries(changed).every(([field, value]) => isDeepStrictEqual(value, instance[field as keyof Instance]));
+}
+
 function driverNamed(drivers: Map<string, Driver>, name: string): Driver {
   const driver = drivers.get(name);
   if (driver) return driver;
   const loaded = [...drivers.keys()].map((known) => `"${known}"`).join(", ") || "none";
-  const message = `No driver "${name}"${didYouMean(name, drivers.keys())}: loaded is ${loaded}`;
+  const message = `No driver "${name.slice(0, 100)}"${didYouMean(name, drivers.keys())}: loaded is ${loaded}`;
   throw new DormouseError("unknown_driver", message);
 }

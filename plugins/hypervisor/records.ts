@@ -1,11 +1,42 @@
 import type { Action, Instance, LifecycleEvent, Origin, PluginHooks, State, Store } from "../../main.ts";
 import { DormouseError } from "../../main.ts";
+import { messageOf } from "../shared/errors.ts";
 
 const MIGRATIONS = [
   `CREATE TABLE instances (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT;
    CREATE TABLE sequence (only INTEGER PRIMARY KEY CHECK (only = 1), value INTEGER NOT NULL) STRICT;
    INSERT INTO sequence VALUES (1, 0);`,
 ];
+
+/** An instance that nothing was asked of and that nothing happened to. */
+export const BLANK: Instance = {
+  id: "",
+  name: "",
+  driver: "",
+  image: "",
+  entrypoint: [],
+  cmd: [],
+  env: {},
+  working_dir: null,
+  run_as: null,
+  tags: {},
+  vcpus: null,
+  memory_bytes: null,
+  hints: {},
+  network: { enabled: false, ip: null, mac: null, ip6: null },
+  state: "Created",
+  state_error: null,
+  transition: null,
+  created_at: 0,
+  started_at: null,
+  stopped_at: null,
+  expires_at: null,
+  exit_code: null,
+  exit_message: null,
+  phases: { since: 0, totals: {} },
+  policies: {},
+  revision: 0,
+};
 
 /** What a change is about: the action it concludes, or `state` for steps on the way and what happened by itself. */
 export interface Change {
@@ -36,8 +67,8 @@ export class Records {
       remove: store.db.prepare("DELETE FROM instances WHERE id = ?"),
     };
     this.#seq = store.db.prepare("SELECT value FROM sequence").get()!.value as number;
-    for (const { body } of store.db.prepare("SELECT body FROM instances ORDER BY rowid").iterate()) {
-      this.#remember(JSON.parse(body as string));
+    for (const { id, body } of store.db.prepare("SELECT id, body FROM instances ORDER BY rowid").iterate()) {
+      this.#remember(parsed(id as string, body as string));
     }
   }
 
@@ -145,6 +176,19 @@ export class Records {
     this.#byId.delete(id);
     this.#byName.delete(name);
   }
+}
+
+/** A row as it was written, perhaps by an older version that knew fewer fields. */
+function parsed(id: string, body: string): Instance {
+  let row: Partial<Instance>;
+  try {
+    row = JSON.parse(body);
+  } catch (error) {
+    // Without it nobody knows what to run or to remove, so going on would lose track of what may be running.
+    throw new Error(`Cannot read the row of instance "${id}": ${messageOf(error)}`, { cause: error });
+  }
+  const phases = row.phases ?? { since: row.created_at ?? 0, totals: {} };
+  return { ...BLANK, ...row, phases, network: { ...BLANK.network, ...row.network } };
 }
 
 /** Milliseconds in each state up to `at`, the current one included; a clock that went back adds nothing. */

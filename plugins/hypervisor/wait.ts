@@ -2,11 +2,17 @@ import type { Logger } from "@logtape/logtape";
 import type { Instance, LifecycleEvent, PluginHooks, State, WaitResult } from "../../main.ts";
 import { DormouseError } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
-import { look, type Registry } from "./lifecycle.ts";
+import type { Work } from "./lanes.ts";
+import type { Registry } from "./lifecycle.ts";
+import { look } from "./recovery.ts";
 import { OUTCOME, type Request, TERMINAL } from "./states.ts";
 
 /** How often the driver is asked while somebody waits, in milliseconds. */
 const ASK_EVERY = 5_000;
+/** Beyond it `setTimeout` overflows and fires at once. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+/** Work in a lane that leads out of any state: where it is under way, nobody gives up yet. */
+const LEADS_ANYWHERE: readonly Work[] = ["create", "fork", "delete"];
 
 interface Waiter {
   readonly target: State;
@@ -23,7 +29,7 @@ interface Room {
 }
 
 /** Everyone who waits for a state: one subscription to the events serves them all. */
-export class Waiting {
+export class Waiting implements Disposable {
   readonly #registry: Registry;
   readonly #log: Logger;
   readonly #rooms = new Map<string, Room>();
@@ -31,7 +37,9 @@ export class Waiting {
   constructor(registry: Registry, hooks: PluginHooks, log: Logger) {
     this.#registry = registry;
     this.#log = log;
-    hooks.on("instance:event", this.#notify, { consumer: "wait_for_state", buffer: 4096, lagged: this.#recheck });
+    // What was asked may have failed or been refused without an event, and then nothing leads to the target any more.
+    registry.lanes.onEnd((id) => this.#recheck(id));
+    hooks.on("instance:event", this.#notify, { consumer: "wait_for_state", buffer: 4096, lagged: this.#recheckAll });
   }
 
   /**
@@ -66,6 +74,11 @@ export class Waiting {
     return [...this.#rooms.values()].reduce((sum, { waiters }) => sum + waiters.size, 0);
   }
 
+  /** Ends every wait as at its timeout. */
+  [Symbol.dispose](): void {
+    for (const [id, { waiters }] of [...this.#rooms]) for (const waiter of [...waiters]) this.#expire(id, waiter);
+  }
+
   #notify = ({ instance_id, instance, to }: LifecycleEvent): void => {
     for (const waiter of [...this.#rooms.get(instance_id)?.waiters ?? []]) {
       // The event's own state first: an instance may be past it by the time the event is handled.
@@ -74,9 +87,13 @@ export class Waiting {
     }
   };
 
-  #recheck = (): void => {
-    for (const [id, { waiters }] of [...this.#rooms]) for (const waiter of [...waiters]) this.#check(id, waiter);
+  #recheckAll = (): void => {
+    for (const id of [...this.#rooms.keys()]) this.#recheck(id);
   };
+
+  #recheck(id: string): void {
+    for (const waiter of [...this.#rooms.get(id)?.waiters ?? []]) this.#check(id, waiter);
+  }
 
   #check(id: string, waiter: Waiter): void {
     const outcome = this.#now(id, (instance) => {
@@ -90,7 +107,7 @@ export class Waiting {
   #stuck({ id, state }: Instance, target: State): boolean {
     if (!TERMINAL[state]) return false;
     const pending = this.#registry.lanes.pending(id);
-    return !pending.some((work) => work === "delete" || OUTCOME[work as Request] === target);
+    return !pending.some((work) => LEADS_ANYWHERE.includes(work) || OUTCOME[work as Request] === target);
   }
 
   #now<T>(id: string, of: (instance: Instance) => T): T | DormouseError {
@@ -123,7 +140,7 @@ export class Waiting {
     room.expiry = setTimeout(() => {
       for (const waiter of [...room.waiters]) if (waiter.deadline <= performance.now()) this.#expire(id, waiter);
       if (room.waiters.size > 0) this.#arm(id, room);
-    }, Math.ceil(Math.max(0, room.soonest - performance.now())));
+    }, Math.min(Math.ceil(Math.max(0, room.soonest - performance.now())), LONGEST_TIMER));
   }
 
   #leave(id: string, waiter: Waiter): void {

@@ -1,12 +1,14 @@
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { DormouseError } from "../../main.ts";
 import { CommandError, run } from "../shared/run.ts";
 import { applyRules, removeRules } from "./firewall.ts";
-import { devices, ip, ipEach, type Link, linkOf, namespaces, oneLine, routes } from "./ip.ts";
+import { devices, ip, ipEach, type Link, linkOf, namespaces, oneLine, type Route, routes } from "./ip.ts";
 import { addressOfDevice, deviceOf, namespaceOf, type Place, portLines } from "./ports.ts";
 import { macOf, overlap } from "./subnet.ts";
+import { lacking6 } from "./subnet6.ts";
+import { forward6, sysctl } from "./sysctl.ts";
 
 const MARK = "dormouse ";
 
@@ -57,21 +59,33 @@ async function attempt(lines: string[], warn: (reason: string) => void): Promise
   }
 }
 
-async function make({ bridge, subnet }: Place, owner: string, link: Link | null): Promise<void> {
+async function make({ bridge, subnet, subnet6 }: Place, owner: string, link: Link | null): Promise<void> {
   // Without an address of its own, a bridge takes that of its ports, and changes it as they come and go.
   if (!link) await ip([`link add name ${bridge} address ${macOf(subnet.gateway)} type bridge`]);
   if (link?.ifalias !== MARK + owner) await run("ip", ["link", "set", "dev", bridge, "alias", MARK + owner]);
   const address = `${subnet.gateway}/${subnet.prefix}`;
   await ip([
-    ...addressesOf(link).filter((other) => other !== address).map((other) => `addr del ${other} dev ${bridge}`),
+    ...addressesOf(link, "inet").filter((other) => other !== address).map((other) => `addr del ${other} dev ${bridge}`),
     `addr replace ${address} dev ${bridge}`,
     `link set dev ${bridge} up`,
   ]);
   // The host answers ARP for the instances to each other (RFC 3069), at once, and routes between them.
-  sysctl(`conf/${bridge}/proxy_arp_pvlan`, "1");
-  sysctl(`neigh/${bridge}/proxy_delay`, "0");
-  sysctl("ip_forward", "1");
-  await applyRules(bridge, subnet.cidr);
+  sysctl(`ipv4/conf/${bridge}/proxy_arp_pvlan`, "1");
+  sysctl(`ipv4/neigh/${bridge}/proxy_delay`, "0");
+  sysctl("ipv4/ip_forward", "1");
+  if (lacking6() === null) await make6(bridge, subnet6, link);
+  await applyRules(bridge, subnet.cidr, subnet6?.cidr ?? null);
+}
+
+async function make6(bridge: string, subnet6: Place["subnet6"], link: Link | null): Promise<void> {
+  const address = subnet6 && `${subnet6.gateway}/${subnet6.prefix}`;
+  // To turn IPv6 off takes the addresses from the bridge, and the neighbours, which are as old as they are.
+  if (addressesOf(link, "inet6").some((other) => other !== address)) sysctl(`ipv6/conf/${bridge}/disable_ipv6`, "1");
+  sysctl(`ipv6/conf/${bridge}/disable_ipv6`, address ? "0" : "1");
+  if (!address) return;
+  sysctl(`ipv6/conf/${bridge}/accept_ra`, "0"); // an instance is nobody's router
+  await ip([`addr replace ${address} dev ${bridge} nodad`]);
+  forward6();
 }
 
 /**
@@ -123,21 +137,28 @@ function inUse(bridge: string, dataDir: string): boolean {
   return up || namespaces().some((name) => name.startsWith(`${bridge}-`));
 }
 
-function addressesOf(link: Link | null): string[] {
-  return (link?.addr_info ?? []).filter(({ family }) => family === "inet")
+function addressesOf(link: Link | null, wanted: "inet" | "inet6"): string[] {
+  return (link?.addr_info ?? []).filter(({ family, scope }) => family === wanted && scope !== "link")
     .map(({ local, prefixlen }) => `${local}/${prefixlen}`);
 }
 
-async function refuseOverlap({ bridge, subnet }: Place): Promise<void> {
+async function refuseOverlap({ bridge, subnet, subnet6 }: Place): Promise<void> {
+  refuseRoutes(bridge, subnet.cidr, await routes("-4"));
+  if (subnet6) refuseRoutes(bridge, subnet6.cidr, await routes("-6"));
+}
+
+function refuseRoutes(bridge: string, cidr: string, routes: Route[]): void {
   // A VPN that takes all traffic does so with two halves of the internet: they are a default route in disguise.
-  const everything = ["default", "0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1"];
-  const route = (await routes()).find(({ dst, dev }) =>
-    dev !== bridge && !everything.includes(dst) && overlap(dst, subnet.cidr)
+  const everything = ["default", "0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "::/0", "::/1", "8000::/1", "2000::/3"];
+  // Nobody has what such a route takes: routers refuse all local addresses (RFC 7084) but those they have a route to.
+  const refusing = ["unreachable", "prohibit", "blackhole", "throw"];
+  const route = routes.find(({ dst, dev, type = "" }) =>
+    dev !== bridge && !everything.includes(dst) && !refusing.includes(type) && overlap(dst, cidr)
   );
   if (!route) return;
   const { dst, dev, gateway } = route;
   const through = [gateway && `via ${gateway}`, dev && `dev ${dev}`].filter(Boolean).join(" ");
-  const message = `Cannot use subnet "${subnet.cidr}": it overlaps the route ${dst} ${through}`.trim();
+  const message = `Cannot use subnet "${cidr}": it overlaps the route ${dst} ${through}`.trim();
   throw new DormouseError("subnet_overlap", message);
 }
 
@@ -147,9 +168,4 @@ function strayLines(place: Place, rows: Map<string, string>): string[] {
   const links = [...devices()].filter((name) => addressOfDevice(place, name) && !inUse.has(name));
   const strays = namespaces().filter((name) => name.startsWith(namespaceOf(place, "")) && !kept.has(name));
   return [...links.map((name) => `link delete dev ${name}`), ...strays.map((name) => `netns delete ${name}`)];
-}
-
-function sysctl(path: string, value: string): void {
-  const file = `/proc/sys/net/ipv4/${path}`;
-  if (readFileSync(file, "utf8").trim() !== value) writeFileSync(file, value);
 }

@@ -11,8 +11,8 @@ const tableOf = (bridge: string) => `dormouse_net_${bridge}`;
  *
  * @throws {CommandError} where nft is missing or the kernel refuses
  */
-export async function applyRules(bridge: string, subnet: string): Promise<void> {
-  await run("nft", ["-f", "-"], { input: rules(bridge, subnet) });
+export async function applyRules(bridge: string, subnet: string, subnet6: string | null): Promise<void> {
+  await run("nft", ["-f", "-"], { input: rules(bridge, subnet, subnet6) });
 }
 
 /** @throws {CommandError} */
@@ -26,16 +26,18 @@ function emptied(bridge: string): string {
 }
 
 // `guard` runs before connection tracking. What is bound to the host's 127.0.0.1 stays out of reach even where
-// route_localnet is set on the bridge, and nothing leaves the bridge under an address from elsewhere.
+// route_localnet is set on the bridge, and nothing leaves the bridge under an address from elsewhere. Of link-local
+// addresses IPv6 needs the questions after neighbours and the answers, and no more: traffic to and from them is nobody's.
 // `output` keeps the host from telling instances to reach each other directly: their ports are isolated.
 // The masquerade leaves out `lo`, where the host talks to its own address on the bridge.
-function rules(bridge: string, subnet: string): string {
+function rules(bridge: string, subnet: string, subnet6: string | null): string {
   return `${emptied(bridge)}
 table inet ${tableOf(bridge)} {
   chain guard {
     type filter hook prerouting priority raw; policy accept;
     iifname "${bridge}" ip daddr 127.0.0.0/8 drop
     iifname "${bridge}" ip saddr != ${subnet} drop
+    ${subnet6 ? guard6(bridge, subnet6) : `iifname "${bridge}" meta nfproto ipv6 drop`}
   }
   chain forward {
     type filter hook forward priority filter; policy accept;
@@ -45,11 +47,19 @@ table inet ${tableOf(bridge)} {
   chain output {
     type filter hook output priority filter; policy accept;
     oifname "${bridge}" icmp type redirect drop
+    oifname "${bridge}" icmpv6 type nd-redirect drop
   }
   chain postrouting {
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr ${subnet} oifname != { "${bridge}", "lo" } masquerade
+    ${subnet6 ? `ip6 saddr ${subnet6} oifname != { "${bridge}", "lo" } masquerade` : ""}
   }
 }
 `;
+}
+
+function guard6(bridge: string, subnet6: string): string {
+  return `iifname "${bridge}" ip6 daddr ::1 drop
+    iifname "${bridge}" ip6 saddr fe80::/10 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+    iifname "${bridge}" ip6 saddr != ${subnet6} drop`;
 }

@@ -67,9 +67,9 @@ export interface Route {
   type?: string;
 }
 
-/** Every IPv4 route of every table. @throws {CommandError} */
-export async function routes(): Promise<Route[]> {
-  return JSON.parse(await run("ip", ["-j", "-4", "route", "show", "table", "all"]));
+/** Every route of every table, of one family. @throws {CommandError} */
+export async function routes(family: "-4" | "-6"): Promise<Route[]> {
+  return JSON.parse(await run("ip", ["-j", family, "route", "show", "table", "all"]));
 }
 
 export interface Link {
@@ -77,7 +77,7 @@ export interface Link {
   address: string;
   ifalias?: string;
   linkinfo?: { info_kind?: string };
-  addr_info: { family: string; local: string; prefixlen: number }[];
+  addr_info: { family: string; local: string; prefixlen: number; scope: string }[];
 }
 
 /** A device of this process's namespace that is there. @throws {CommandError} */

@@ -1,5 +1,5 @@
 /**
- * The plugin `network`: one bridge with one subnet, an address for each instance, a namespace and a veth for those that
+ * The plugin `network`: one bridge with a subnet of IPv4 and one of IPv6, addresses for each instance, a namespace and a veth for those that
  * run, and NAT to the world. Where it cannot work it says why, once, and instances run on the host's network.
  */
 import * as v from "valibot";
@@ -8,8 +8,9 @@ import { CommandError } from "../shared/run.ts";
 import { Addresses } from "./addresses.ts";
 import { bringUp, purge, unsupported } from "./bridge.ts";
 import { oneLine } from "./ip.ts";
-import { attach, detach, deviceOf, namespaceOf, type Place } from "./ports.ts";
+import { attach, detach, deviceOf, ip6Of, namespaceOf, type Place } from "./ports.ts";
 import { macOf, parseSubnet, type Subnet } from "./subnet.ts";
+import { lacking6, localSubnet6, parseSubnet6, type Subnet6 } from "./subnet6.ts";
 
 const Options = v.object({
   /** The name of the bridge; several hosts on one machine need different ones. */
@@ -24,6 +25,19 @@ const Options = v.object({
       v.check((cidr) => typeof parseSubnet(cidr) === "object", ({ input }) => String(parseSubnet(input))),
     ),
     "10.88.0.0/16",
+  ),
+  /**
+   * The IPv6 subnet, used like the other one; made from that one when absent (fdd0:10:a58::/64 from 10.88.0.0/16), none
+   * when empty or false. Instances get a changed one at their next start.
+   */
+  subnet6: v.optional(
+    v.pipe(
+      v.union([v.string(), v.literal(false)], 'expected an IPv6 subnet such as "fdd0:10:a58::/64", or false'),
+      v.check(
+        (cidr) => !cidr || typeof parseSubnet6(cidr) === "object",
+        ({ input }) => String(parseSubnet6(String(input))),
+      ),
+    ),
   ),
 });
 
@@ -44,6 +58,9 @@ export default definePlugin({
   },
   async setup(host, options) {
     const place = placeOf(options);
+    if (wants6(options) && !place.subnet6) {
+      host.log.info("Instances have no IPv6: {reason}", { reason: lacking6() });
+    }
     const addresses = new Addresses(host.use("store"), place.subnet);
     const warn = (reason: string) => host.log.warn("Some devices could not be put right: {reason}", { reason });
     const plan = { owner: host.dataDir, rows: addresses.all(), warn };
@@ -53,8 +70,14 @@ export default definePlugin({
   },
 });
 
-function placeOf({ bridge, subnet }: v.InferOutput<typeof Options>): Place {
-  return { bridge, subnet: parseSubnet(subnet) as Subnet }; // the schema has checked it
+function placeOf(options: v.InferOutput<typeof Options>): Place {
+  const subnet = parseSubnet(options.subnet) as Subnet; // the schema has checked both
+  const subnet6 = options.subnet6 ? parseSubnet6(options.subnet6) as Subnet6 : localSubnet6(subnet);
+  return { bridge: options.bridge, subnet, subnet6: wants6(options) && lacking6() === null ? subnet6 : null };
+}
+
+function wants6({ subnet6 }: v.InferOutput<typeof Options>): boolean {
+  return subnet6 !== "" && subnet6 !== false;
 }
 
 /** What a machine says that cannot do it, as a reason; a config that is wrong is thrown on, and so is a bug. */
@@ -70,7 +93,7 @@ async function refusal(work: () => Promise<void>): Promise<string | null> {
 }
 
 function networkOf(place: Place, addresses: Addresses, reason: string | null): Network {
-  const { bridge, subnet } = place;
+  const { bridge, subnet, subnet6 } = place;
   const refuseWhenOff = (what: string) => {
     if (reason) throw new Error(`Cannot ${what}: the network is off: ${reason}`);
   };
@@ -80,10 +103,12 @@ function networkOf(place: Place, addresses: Addresses, reason: string | null): N
     bridge,
     subnet: subnet.cidr,
     gateway: subnet.gateway,
+    subnet6: subnet6?.cidr ?? null,
+    gateway6: subnet6?.gateway ?? null,
     allocate(id) {
       refuseWhenOff(`allocate an address for instance "${id}"`);
       const ip = addresses.allocate(id);
-      return { ip, mac: macOf(ip) };
+      return { ip, mac: macOf(ip), ip6: ip6Of(place, ip) };
     },
     release: (id) => addresses.release(id),
     async attach(instance) {

@@ -2,11 +2,19 @@ import { DormouseError, type Instance } from "../../main.ts";
 import { CommandError } from "../shared/run.ts";
 import { devices, ip, ipEach, namespaceAt } from "./ip.ts";
 import { fromHex, hexOf, macOf, type Subnet } from "./subnet.ts";
+import type { Subnet6 } from "./subnet6.ts";
 
 /** Where instances are attached: the bridge, which also names what belongs to it. */
 export interface Place {
   readonly bridge: string;
   readonly subnet: Subnet;
+  /** Null where instances have IPv4 only. */
+  readonly subnet6: Subnet6 | null;
+}
+
+/** The IPv6 address that goes with an IPv4 address. */
+export function ip6Of({ subnet, subnet6 }: Place, ip: string): string | null {
+  return subnet6?.ip(subnet.offset(ip)) ?? null;
 }
 
 /** The name of an instance's namespace. A bridge's name holds no hyphen, so nobody else's begins like it. */
@@ -32,12 +40,14 @@ export function addressOfDevice({ subnet }: Place, device: string): string | nul
  * pass their frames beneath both). The permanent neighbour keeps an instance from answering for another one's address
  * and the kernel's limit of learned neighbours out of play.
  */
-export function portLines({ bridge }: Place, address: string): string[] {
-  const device = deviceOf(address);
+export function portLines(place: Place, address: string): string[] {
+  const { bridge } = place;
+  const [device, mac, ip6] = [deviceOf(address), macOf(address), ip6Of(place, address)];
   return [
     `link set dev ${device} master ${bridge} up`,
     `link set dev ${device} type bridge_slave isolated on`,
-    `neigh replace ${address} lladdr ${macOf(address)} dev ${bridge} nud permanent`,
+    `neigh replace ${address} lladdr ${mac} dev ${bridge} nud permanent`,
+    ...(ip6 === null ? [] : [`neigh replace ${ip6} lladdr ${mac} dev ${bridge} nud permanent`]),
   ];
 }
 
@@ -48,14 +58,16 @@ export function portLines({ bridge }: Place, address: string): string[] {
  * @throws {CommandError}
  * @throws {DormouseError} `insufficient_resources` where the bridge has no port left
  */
-export async function attach(place: Place, { id, name }: Instance, address: string): Promise<void> {
+export async function attach(place: Place, { id, name, network }: Instance, address: string): Promise<void> {
   const namespace = namespaceOf(place, id);
+  // An address that its row does not tell, or tells otherwise, is one that nobody watches: it gets it at its next start.
+  const wanted = network.ip6 === ip6Of(place, address) ? place : { ...place, subnet6: null };
   try {
-    await tie(place, namespace, address).catch((error: unknown) => {
+    await tie(wanted, namespace, address).catch((error: unknown) => {
       if (!(error instanceof CommandError) || isFull(error)) throw error;
       // A host that was killed can leave an `ip` that is still at it for a moment: look again, once. And a device whose
       // other end is not in this namespace was of one that is gone.
-      return tie(place, namespace, address, { anew: /Cannot find device "eth0"/.test(error.stderr) });
+      return tie(wanted, namespace, address, { anew: /Cannot find device "eth0"/.test(error.stderr) });
     });
   } catch (error) {
     if (!(error instanceof CommandError) || !isFull(error)) throw error;
@@ -89,12 +101,20 @@ async function make(place: Place, namespace: string, address: string): Promise<v
   ]);
 }
 
-function insideLines({ subnet }: Place, address: string): string[] {
+// With the address alone, and no subnet, an instance asks the gateway for all others: nobody answers for isolated
+// neighbours in IPv6 as the host does in IPv4. `nodad`: it is unique, and usable at once.
+function insideLines(place: Place, address: string): string[] {
+  const { subnet, subnet6 } = place;
   return [
     `addr replace ${address}/${subnet.prefix} dev eth0`,
     "link set dev lo up",
     "link set dev eth0 up",
     `route replace default via ${subnet.gateway}`,
+    ...(subnet6 === null ? [] : [
+      `addr replace ${ip6Of(place, address)}/128 dev eth0 nodad`,
+      `route replace ${subnet6.gateway} dev eth0`,
+      `route replace default via ${subnet6.gateway} dev eth0`,
+    ]),
   ];
 }
 
@@ -107,6 +127,9 @@ export async function detach(place: Place, id: string, address: string | null): 
   const [namespace, present] = [namespaceOf(place, id), devices()];
   const lines = namespaceAt(namespace) ? [`netns delete ${namespace}`] : [];
   if (address !== null && present.has(deviceOf(address))) lines.unshift(`link delete dev ${deviceOf(address)}`);
-  if (address !== null && present.has(place.bridge)) lines.push(`neigh del ${address} dev ${place.bridge}`);
+  if (address !== null && present.has(place.bridge)) {
+    const neighbours = [address, ip6Of(place, address)].filter((each) => each !== null);
+    lines.push(...neighbours.map((each) => `neigh del ${each} dev ${place.bridge}`));
+  }
   await ipEach(lines);
 }

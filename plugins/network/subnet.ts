@@ -10,6 +10,8 @@ export interface Subnet {
   readonly first: number;
   readonly last: number;
   ip(offset: number): string;
+  /** The reverse of `ip`. */
+  offset(ip: string): number;
   contains(ip: string): boolean;
 }
 
@@ -33,6 +35,7 @@ export function parseSubnet(cidr: string): Subnet | string {
     first: 2,
     last,
     ip,
+    offset: (ip) => numberOf(ipaddr.IPv4.parse(ip)) - base,
     contains: (ip) => ipaddr.IPv4.parse(ip).match(network, prefix),
   };
 }
@@ -52,13 +55,16 @@ export function fromHex(hex: string): string {
   return addressOf(Number.parseInt(hex, 16));
 }
 
-/** Whether two CIDRs, or addresses without a prefix, share an address. */
+/** Whether two CIDRs, or addresses without a prefix, share an address. Those of different families never do. */
 export function overlap(a: string, b: string): boolean {
-  const [[first, size], [second, other]] = [a, b].map((text) =>
-    ipaddr.IPv4.parseCIDR(text.includes("/") ? text : `${text}/32`)
-  );
-  const shorter = Math.min(size, other);
-  return first.match(second, shorter);
+  const [[first, size], [second, other]] = [a, b].map(range);
+  return first.kind() === second.kind() && first.match([second, Math.min(size, other)]);
+}
+
+function range(text: string): [ipaddr.IPv4 | ipaddr.IPv6, number] {
+  if (text.includes("/")) return ipaddr.parseCIDR(text);
+  const address = ipaddr.parse(text);
+  return [address, address.toByteArray().length * 8];
 }
 
 function numberOf(address: ipaddr.IPv4): number {

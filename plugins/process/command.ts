@@ -1,9 +1,10 @@
 import { accessSync, constants } from "node:fs";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import process from "node:process";
 import { DormouseError, type Instance } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
-import { findIn } from "./root.ts";
+import { hasCapability } from "../shared/proc.ts";
+import { findIn, type Found } from "./root.ts";
 import { type Identity, resolveIdentity } from "./identity.ts";
 
 /** The programs of this machine that a start goes through, by their absolute paths. */
@@ -24,10 +25,16 @@ export interface Command {
   readonly env: Readonly<Record<string, string>>;
 }
 
+/** What the host may do for its instances. */
+export interface Powers {
+  readonly users: boolean;
+  readonly roots: boolean;
+  readonly namespaces: boolean;
+}
+
 export interface CommandContext {
   readonly tools: Tools;
-  /** Whether the host may change users, roots and namespaces. */
-  readonly root: boolean;
+  readonly powers: Powers;
   /** The PATH of instances that have none in their `env`. */
   readonly path: string;
 }
@@ -45,6 +52,7 @@ export type Wanted = Pick<Instance, "image" | "env" | "working_dir" | "run_as"> 
 /**
  * Becomes a command with exactly the variables that it finds as the values of DORMOUSE_ENV_1 and so on. They come that
  * way, and not as arguments, because everybody on the machine may read the arguments of a shim, for as long as it runs.
+ * By now it is in the network and has the user that it should have: whoever started it is told so.
  */
 const ENVIRONMENT = `
 env=$1 left=$2
@@ -54,6 +62,8 @@ while [ "$left" -gt 0 ]; do
   set -- "$variable" "$@"
   left=$((left - 1))
 done
+(trap '' PIPE; echo started >&3) 2>/dev/null
+exec 3>&-
 exec "$env" -i -- "$@"
 `;
 
@@ -72,10 +82,10 @@ export function rootOf({ image }: Pick<Instance, "image">): string {
  * @throws {DormouseError} `invalid_request` with the field that is wrong
  */
 export async function commandOf(wanted: Wanted, network: NetworkOf, context: CommandContext): Promise<Command> {
-  const { tools, root: privileged } = context;
+  const { tools, powers } = context;
   const folder = wanted.image.startsWith(FOLDER);
-  const root = checkImage(wanted, privileged);
-  const identity = await checkUser(wanted, privileged);
+  const root = checkImage(wanted, powers);
+  const identity = await checkUser(wanted, powers);
   const [program] = wanted.argv;
   if (program === undefined || program === "") {
     throw wrong(wanted.field, "there is nothing to run");
@@ -113,21 +123,21 @@ function enterNetwork(network: NetworkOf, { nsenter, unshare, ip }: Tools): stri
   return ip === undefined ? isolated : [...isolated, "/bin/sh", "-c", '"$0" link set lo up; exec "$@"', ip];
 }
 
-function checkImage(wanted: Wanted, privileged: boolean): string {
+function checkImage(wanted: Wanted, { roots }: Powers): string {
   if (wanted.image === HOST) return "/";
   const root = rootOf(wanted);
   if (!wanted.image.startsWith(`${FOLDER}/`)) {
     throw wrong("image", `expected "host" or "dir:/path", found "${wanted.image}"`);
   }
-  if (!privileged) throw wrong("image", `"${wanted.image}" needs a host that runs as root`);
-  const found = findIn("/", root);
+  if (!roots) throw wrong("image", `"${wanted.image}" needs a host that runs as root (CAP_SYS_CHROOT)`);
+  const found = reach("/", root);
   if (!found?.stats.isDirectory()) throw wrong("image", `no directory "${root}"`);
   return found.path;
 }
 
-async function checkUser({ run_as }: Wanted, privileged: boolean): Promise<Identity | undefined> {
+async function checkUser({ run_as }: Wanted, { users }: Powers): Promise<Identity | undefined> {
   if (run_as === null) return undefined;
-  if (!privileged) throw wrong("run_as", `"${run_as}" needs a host that runs as root`);
+  if (!users) throw wrong("run_as", `"${run_as}" needs a host that runs as root (CAP_SETUID, CAP_SETGID)`);
   try {
     return await resolveIdentity(run_as);
   } catch (error) {
@@ -139,7 +149,7 @@ async function checkUser({ run_as }: Wanted, privileged: boolean): Promise<Ident
 function checkWorkingDirectory({ working_dir }: Wanted, root: string): string {
   if (working_dir === null || working_dir === "") return "/";
   if (!working_dir.startsWith("/")) throw wrong("working_dir", `expected an absolute path, found "${working_dir}"`);
-  if (!findIn(root, working_dir)?.stats.isDirectory()) throw wrong("working_dir", `no directory "${working_dir}"`);
+  if (!reach(root, working_dir)?.stats.isDirectory()) throw wrong("working_dir", `no directory "${working_dir}"`);
   return working_dir;
 }
 
@@ -151,7 +161,7 @@ function checkProgram(program: string, at: { root: string; working: string; path
     : path.split(":").map((folder) => join(folder.startsWith("/") ? folder : join(working, folder), program));
   let seen = false;
   for (const candidate of candidates) {
-    const found = findIn(root, candidate);
+    const found = reach(root, candidate);
     if (!found || found.stats.isDirectory()) continue;
     if (isExecutable(found)) return;
     seen = true;
@@ -160,7 +170,7 @@ function checkProgram(program: string, at: { root: string; working: string; path
   throw wrong(field, `program "${program}" ${why}`);
 }
 
-function isExecutable({ path, stats }: { path: string; stats: { mode: number } }): boolean {
+function isExecutable({ path, stats }: Found): boolean {
   try {
     accessSync(path, constants.X_OK);
     return (stats.mode & 0o111) !== 0;
@@ -170,23 +180,42 @@ function isExecutable({ path, stats }: { path: string; stats: { mode: number } }
   }
 }
 
+/** What is there for us: where we may not look, or would look for ever, there is nothing. */
+function reach(root: string, path: string): Found | undefined {
+  try {
+    return findIn(root, path);
+  } catch (error) {
+    if (["EACCES", "ELOOP", "ENAMETOOLONG"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
+    throw error;
+  }
+}
+
 function wrong(field: string, why: string): DormouseError {
   return new DormouseError("invalid_request", `Wrong value of "${field}": ${why}`, { details: { field } });
 }
 
+export function powersOf(): Powers {
+  return {
+    users: hasCapability("CAP_SETUID") && hasCapability("CAP_SETGID"),
+    roots: hasCapability("CAP_SYS_CHROOT"),
+    namespaces: hasCapability("CAP_SYS_ADMIN"),
+  };
+}
+
 /** The tools of this machine, or the name of one that is missing and needed. */
-export function findTools(path: string, { root }: { root: boolean }): Tools | string {
+export function findTools(path: string, { users, roots, namespaces }: Powers): Tools | string {
   const find = (name: string) => {
     for (const folder of path.split(":").filter((folder) => folder.startsWith("/"))) {
-      const found = findIn("/", join(folder, name));
-      // By the name that it was found under: one program may serve several names.
-      if (found && isExecutable(found)) return join(dirname(join(folder, name)), name);
+      // By the name that it was found under, not the one it leads to: one program may serve several names.
+      const file = join(folder, name);
+      const found = reach("/", file);
+      if (found && isExecutable(found)) return file;
     }
   };
   const [env, ip, nsenter, setsid, unshare] = ["env", "ip", "nsenter", "setsid", "unshare"].map(find);
   if (!env) return "env";
   if (!setsid) return "setsid";
-  if (root && !nsenter) return "nsenter";
-  if (root && !unshare) return "unshare";
+  if (namespaces && !nsenter) return "nsenter";
+  if ((users || roots || namespaces) && !unshare) return "unshare";
   return { env, ip, nsenter, setsid, unshare };
 }

@@ -5,8 +5,18 @@ import type { Logger } from "@logtape/logtape";
 import type { Driver, ExecRequest, ExecResult, Feature, Instance, LogRequest } from "../../main.ts";
 import { DormouseError, type Network, type PathInfo, type Reading, type Stats } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
-import { type Command, commandOf, findTools, type NetworkOf, rootOf, type Tools, type Wanted } from "./command.ts";
-import { execute } from "./exec.ts";
+import {
+  type Command,
+  commandOf,
+  findTools,
+  type NetworkOf,
+  type Powers,
+  powersOf,
+  rootOf,
+  type Tools,
+  type Wanted,
+} from "./command.ts";
+import { Execs } from "./exec.ts";
 import { Exits } from "./exits.ts";
 import { Hierarchy } from "./hierarchy.ts";
 import type { Exit } from "./launch.ts";
@@ -42,34 +52,29 @@ export class ProcessDriver implements Driver, AsyncDisposable {
   readonly name = "process";
   readonly features: ReadonlySet<Feature> = new Set(["pause", "standby", "fork", "exec", "stats", "stat", "logs"]);
   readonly #context: ProcessContext;
-  readonly #root = process.getuid?.() === 0;
+  readonly #powers: Powers;
   readonly #tools: Tools | string;
   readonly #place: Place;
   readonly #logs: LogKeeper;
-  /** Execs under way, to be ended with their instance where no cgroup does it. */
-  readonly #execs = new Map<string, Set<AbortController>>();
+  readonly #execs = new Execs();
   readonly #reclaims: Reclaims;
 
   constructor(context: ProcessContext) {
     const { dataDir, log, options } = context;
     this.#context = context;
-    this.#tools = findTools(process.env.PATH ?? "", { root: this.#root });
+    this.#powers = process.platform === "linux" ? powersOf() : { users: false, roots: false, namespaces: false };
+    this.#tools = findTools(process.env.PATH ?? "", this.#powers);
     const base = join(dataDir, "process");
     const folder = join(base, "instances");
     mkdirSync(folder, { recursive: true });
     const exits = new Exits(join(base, "exits"), log, (id) => this.#exited(id));
     const owner = ownerOf(folder);
-    const hierarchy = Hierarchy.find(options.cgroup_parent, owner, { root: this.#root });
-    if (typeof hierarchy === "string") {
+    const hierarchy = Hierarchy.find(options.cgroup_parent, owner, { root: process.getuid?.() === 0 });
+    const setsid = typeof this.#tools === "string" ? "setsid" : this.#tools.setsid;
+    this.#place = { folder, owner, hierarchy: hierarchy instanceof Hierarchy ? hierarchy : undefined, exits, setsid };
+    if (!this.#place.hierarchy) {
       log.warn("No cgroups, so no limits, and daemons may outlive their instance: {reason}", { reason: hierarchy });
     }
-    this.#place = {
-      folder,
-      owner,
-      hierarchy: typeof hierarchy === "string" ? undefined : hierarchy,
-      exits,
-      setsid: typeof this.#tools === "string" ? "setsid" : this.#tools.setsid,
-    };
     this.#reclaims = new Reclaims(log);
     this.#logs = new LogKeeper({ maxSize: options.log_max_size, files: options.log_files }, log);
   }
@@ -92,12 +97,14 @@ export class ProcessDriver implements Driver, AsyncDisposable {
     const { id, name, memory_bytes, vcpus } = instance;
     const workload = this.#workload(id);
     const reading = await workload.look();
-    if (reading.state === "Running") return "Running";
+    if (reading.state === "Paused" || reading.state === "Standby") await workload.thaw();
+    if (reading.state !== "Stopped") return this.#logs.watch(id), "Running";
     workload.records.make();
     await this.#logs.of(id, workload.records.log).recover();
-    const wired = await this.#wire(instance);
-    const command = await this.#command(wantedOf(instance), wired.network);
-    const lacking = await workload.start(command, { memory_bytes, vcpus, device: wired.device, signal });
+    const { network, device } = await this.#wire(instance);
+    const command = await this.#command(wantedOf(instance), network);
+    const isolated = network !== null;
+    const lacking = await workload.start(command, { memory_bytes, vcpus, isolated, device, signal });
     if (lacking.length > 0) {
       const controllers = lacking.join(" and ");
       this.#context.log.warn("No limits of {controllers} for {name}: no such cgroup controller", {
@@ -190,17 +197,9 @@ export class ProcessDriver implements Driver, AsyncDisposable {
       working_dir: request.working_dir ?? instance.working_dir,
       env: { ...instance.env, ...request.env },
     };
-    const command = await this.#command(wanted, this.#root ? { file: `/proc/${running.main.pid}/ns/net` } : null);
-    const stop = new AbortController();
-    const signal = request.signal ? AbortSignal.any([request.signal, stop.signal]) : stop.signal;
-    const execs = this.#execs.get(id) ?? new Set();
-    this.#execs.set(id, execs.add(stop));
-    try {
-      return await execute(command, running.enclosure.joins, { ...request, signal });
-    } finally {
-      execs.delete(stop);
-      if (execs.size === 0) this.#execs.delete(id);
-    }
+    const network = running.launch.isolated ? { file: `/proc/${running.main.pid}/ns/net` } : null;
+    const command = await this.#command(wanted, network);
+    return await this.#execs.run(id, command, running.enclosure.joins, request);
   }
 
   async stats({ id, name }: Instance): Promise<Stats> {
@@ -262,7 +261,7 @@ export class ProcessDriver implements Driver, AsyncDisposable {
     if (typeof this.#tools === "string") throw new DormouseError("driver_failed", `Cannot run: ${this.unavailable()}`);
     return await commandOf(wanted, network, {
       tools: this.#tools,
-      root: this.#root,
+      powers: this.#powers,
       path: this.#context.options.path,
     });
   }
@@ -278,7 +277,7 @@ export class ProcessDriver implements Driver, AsyncDisposable {
 
   async #leave(id: string): Promise<void> {
     this.#logs.unwatch(id);
-    for (const exec of this.#execs.get(id) ?? []) exec.abort(new DormouseError("aborted", "The instance is stopped"));
+    this.#execs.end(id, new DormouseError("aborted", "Cannot go on with exec: the instance is stopped"));
     await this.#reclaims.end(id);
   }
 

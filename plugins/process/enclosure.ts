@@ -19,6 +19,11 @@ export interface Enclosure {
 }
 
 const ROUNDS = 200;
+/**
+ * Stopped, traced, and asleep in the kernel: that one stops before it is back in its program. A shell stays there when
+ * its child is stopped between vfork and exec.
+ */
+const STOPPED = ["T", "t", "D"];
 
 /**
  * What can be known of an instance without cgroups: the session that its first process leads, and all descendants. A
@@ -38,14 +43,20 @@ export class Session implements Enclosure {
 
   isFrozen(): boolean {
     const leader = processStat(this.#leader.pid);
-    return leader?.started === this.#leader.started && leader.state === "T";
+    return leader?.started === this.#leader.started && STOPPED.includes(leader.state);
   }
 
   async freeze(signal?: AbortSignal): Promise<void> {
     try {
       signal?.throwIfAborted();
       // What it forks while it is being stopped is found in the next round.
-      await this.#rounds(({ state }) => state !== "T" && state !== "t", "SIGSTOP", signal);
+      const sent = new Set<number>();
+      const runs = ({ pid, state }: ProcessStat) => {
+        if (STOPPED.includes(state) && sent.has(pid)) return false;
+        sent.add(pid);
+        return true;
+      };
+      await this.#rounds(runs, "SIGSTOP", signal);
     } catch (error) {
       await this.thaw();
       throw error;

@@ -4,8 +4,9 @@ import process from "node:process";
 import { execa } from "execa";
 import type { ExecRequest, ExecResult } from "../../main.ts";
 import { delay } from "../shared/async.ts";
-import { signalProcess } from "../shared/proc.ts";
+import { processStat, signalProcess } from "../shared/proc.ts";
 import type { Command } from "./command.ts";
+import { Session } from "./enclosure.ts";
 import { JOIN } from "./shim.ts";
 
 /** How long output may still come once the command has ended; what it left in the background may hold the pipe open. */
@@ -34,9 +35,32 @@ class Head {
   }
 }
 
+/** Execs under way, to be ended with their instance where no cgroup does that. */
+export class Execs {
+  readonly #running = new Map<string, Set<AbortController>>();
+
+  /** {@linkcode execute} for an instance. */
+  async run(id: string, command: Command, joins: readonly string[], request: ExecRequest): Promise<ExecResult> {
+    const stop = new AbortController();
+    const signal = request.signal ? AbortSignal.any([request.signal, stop.signal]) : stop.signal;
+    const running = this.#running.get(id) ?? new Set();
+    this.#running.set(id, running.add(stop));
+    try {
+      return await execute(command, joins, { ...request, signal });
+    } finally {
+      running.delete(stop);
+      if (running.size === 0) this.#running.delete(id);
+    }
+  }
+
+  end(id: string, reason: Error): void {
+    for (const stop of this.#running.get(id) ?? []) stop.abort(reason);
+  }
+}
+
 /**
- * Runs a command among the processes of an instance, with its output bounded. At the deadline its whole group is killed;
- * what it starts in the background and leaves behind stays, as a part of the instance.
+ * Runs a command among the processes of an instance, with its output bounded. At the deadline its whole group is killed.
+ * What it leaves behind in the background stays, as a part of the instance; where no cgroup makes it one, it is killed.
  *
  * @throws the signal's reason, after killing the group
  */
@@ -56,6 +80,7 @@ export async function execute(
     env: { ...env, PATH: process.env.PATH ?? "/usr/sbin:/usr/bin:/sbin:/bin" },
   });
   const { pid, stdout, stderr } = child.nodeChildProcess;
+  const leader = pid === undefined ? undefined : processStat(pid);
   const [out, err] = [new Head(max_output), new Head(max_output)];
   stdout!.on("data", out.push);
   stderr!.on("data", err.push);
@@ -85,5 +110,6 @@ export async function execute(
     signal?.removeEventListener("abort", killGroup);
     stdout!.destroy();
     stderr!.destroy();
+    if (joins.length === 0 && leader) await new Session(leader).kill();
   }
 }

@@ -86,10 +86,10 @@ export class Hierarchy {
     return new Set(names.filter((name) => name !== SHIMS));
   }
 
-  /** Removes the folders that hold no instance. */
+  /** Removes the folders of this data_dir that hold no instance; the one above them another host may be about to use. */
   tidy(): void {
     for (const base of this.#bases) {
-      for (const folder of [join(base, SHIMS), base, join(base, "..")]) {
+      for (const folder of [join(base, SHIMS), base]) {
         try {
           rmdirSync(folder);
         } catch (error) {

@@ -13,6 +13,8 @@ export interface Launch {
   readonly owner: string;
   /** The folders of its cgroup; none where it runs without. */
   readonly cgroups: readonly string[];
+  /** Whether it has a network of its own. */
+  readonly isolated: boolean;
   /** The host's end of its veth. */
   readonly device: string | null;
 }

@@ -23,6 +23,8 @@ export interface LogOptions {
 interface Chunk {
   bytes: Buffer;
   position: number;
+  /** The log was removed, with its instance. */
+  gone?: boolean;
 }
 
 /**
@@ -87,7 +89,7 @@ export class InstanceLog {
       }
       position = chunk.position + chunk.bytes.length;
       if (chunk.bytes.length > 0) yield* lines.push(chunk.bytes);
-      else if (!follow) break;
+      else if (!follow || chunk.gone) break;
       else await delay(FOLLOW_MS, { signal }).catch(() => undefined); // it rejects only where the signal aborts
     }
     if (!signal.aborted) yield* lines.end();
@@ -128,6 +130,7 @@ export class InstanceLog {
       const segments = await this.#segments();
       const oldest = segments.at(-1)!.start;
       const newest = segments[0];
+      if (await sizeOf(this.#file) === undefined) return { bytes: Buffer.alloc(0), position, gone: true };
       // Emptied by somebody else: what it holds now is all new.
       if (position > newest.end) return { bytes: await readAt(newest.file, 0, length), position: newest.start };
       const at = Math.max(position, oldest);

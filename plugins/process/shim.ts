@@ -1,3 +1,4 @@
+import { existsSync, readFileSync, statSync } from "node:fs";
 import process from "node:process";
 import { execa } from "execa";
 import { abortable, deadline } from "../shared/async.ts";
@@ -43,14 +44,13 @@ echo "$$ $started $PPID $shim $boot" >"$run/$generation.tmp" || exit 126
 ln "$run/$generation.tmp" "$run/$generation.pid" 2>/dev/null || exit 126
 read -r newest <"$run/launch"
 [ "$newest" = "$generation" ] || { rm -f "$run/$generation.pid"; exit 126; }
-(trap '' PIPE; echo started >&3) 2>/dev/null
-exec 3>&-
 cd -- "$directory" || exit 126
 exec "$@"
 `;
 
-/** Joins the cgroups of an instance that runs, and becomes the command. */
+/** Joins the cgroups of an instance that runs, and becomes the command. Nobody waits to be told that it did. */
 export const JOIN = `
+exec 3>/dev/null
 directory=$1
 shift
 while [ "$1" != -- ]; do echo 0 >"$1" || exit 126; shift; done
@@ -72,14 +72,15 @@ export interface ShimOptions {
 }
 
 /**
- * Starts the shim and resolves once the program is known on disk and about to begin.
+ * Starts the shim and resolves once the program is known on disk, in its place, and about to begin.
  *
- * @throws the signal's reason, a `TimeoutError`, or an error where the shim ended first; then nothing says yet whether
- * the program begins, see {@linkcode Records.supersede}
+ * @throws the signal's reason, a `TimeoutError`, or an error where the shim ended first, with what that left in the log;
+ * then nothing says yet whether the program begins, see {@linkcode Records.supersede}
  */
 export async function startShim(options: ShimOptions): Promise<void> {
   const { records, launch, shims, joins, command, setsid, signal } = options;
   const cgroup = launch.cgroups[0] ?? "";
+  const logged = statSync(records.log, { throwIfNoEntry: false })?.size ?? 0;
   const fixed = [launch.generation, records.run, records.log, records.exitFile(launch.generation), shims ?? "", cgroup];
   const shim = execa(
     "/bin/sh",
@@ -100,7 +101,7 @@ export async function startShim(options: ShimOptions): Promise<void> {
   const output = shim.nodeChildProcess.stdout!;
   const told = new Promise<void>((resolve, reject) => {
     output.once("data", () => resolve());
-    output.once("close", () => reject(new Error("the shim ended before the program began")));
+    output.once("close", () => reject(new Error(`the program could not begin: ${tailOf(records.log, logged)}`)));
   });
   try {
     await abortable(deadline(told, START_TIMEOUT_MS, "starting the program"), signal);
@@ -109,4 +110,10 @@ export async function startShim(options: ShimOptions): Promise<void> {
     output.destroy();
     shim.nodeChildProcess.unref();
   }
+}
+
+/** The last line that was written to the log since it had that size. */
+function tailOf(log: string, size: number): string {
+  if (!existsSync(log)) return "nothing was logged";
+  return readFileSync(log).subarray(size).toString("utf8").trim().split("\n").at(-1) || "nothing was logged";
 }

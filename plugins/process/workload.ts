@@ -2,7 +2,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { Reading } from "../../main.ts";
+import type { Instance, Reading } from "../../main.ts";
 import { bootId, isAlive, type ProcessId, signalProcess } from "../shared/proc.ts";
 import { Cgroup } from "./cgroup.ts";
 import type { Command } from "./command.ts";
@@ -79,9 +79,9 @@ export class Workload {
    */
   async start(
     command: Command,
-    options: { memory_bytes: number | null; vcpus: number | null; device: string | null; signal: AbortSignal },
+    options: Pick<Instance, "memory_bytes" | "vcpus"> & Pick<Launch, "isolated" | "device"> & { signal: AbortSignal },
   ): Promise<string[]> {
-    const { device, signal } = options;
+    const { isolated, device, signal } = options;
     const { hierarchy, owner, setsid } = this.#place;
     await this.end();
     // A new one, which has counted nothing yet.
@@ -89,7 +89,7 @@ export class Workload {
     const cgroup = hierarchy?.group(this.#id, options);
     const lacking = cgroup?.make(options) ?? [];
     const generation = randomBytes(8).toString("hex");
-    const launch: Launch = { generation, owner, cgroups: cgroup?.folders ?? [], device };
+    const launch: Launch = { generation, owner, cgroups: cgroup?.folders ?? [], isolated, device };
     this.records.mark = undefined;
     this.records.begin(launch);
     try {
@@ -156,13 +156,14 @@ export class Workload {
    */
   async settle(): Promise<void> {
     const launch = this.#launch();
-    if (launch) this.records.supersede(launch);
-    const run = this.#run();
-    if (run && runs(run.claim) && this.records.mark) {
-      if (this.#frozen(run)) await enclosureOf(run).freeze();
-      else await this.thaw();
-    }
-    await this.endRest();
+    const claim = launch && (this.records.claim(launch) ?? this.records.supersede(launch));
+    if (!launch || !claim) return;
+    const enclosure = enclosureOf({ launch, claim });
+    if (!runs(claim)) return await enclosure.kill();
+    if (!this.records.mark) return;
+    if (!this.#frozen({ launch, claim })) return await this.thaw();
+    // Of a cgroup, the kernel freezes the rest by itself.
+    if (enclosure instanceof Session) await enclosure.freeze();
   }
 
   /** Ends what a program that is dead itself has left behind. */

@@ -170,7 +170,10 @@ export interface Flow {
   /** Where it really goes: behind a destination NAT that is the instance, not the address that was dialled. */
   readonly destination: string;
   readonly destination_port: number;
-  /** The kernel's name, `ESTABLISHED`; `UNKNOWN_12` for one that has no name here; empty for UDP. */
+  /**
+   * The kernel's name, `ESTABLISHED`; `UNKNOWN_12` for one that has no name here. Empty for UDP, for flows that were handed
+   * to hardware, and in updates about something else, such as the mark, which leave the state as it was.
+   */
   readonly state: string;
 }
 export type FlowKind = "new" | "update" | "destroy";

@@ -6,8 +6,11 @@ export function nearest(word: string, candidates: Iterable<string>): string | un
   let best: string | undefined;
   let fewest = Infinity;
   for (const candidate of candidates) {
+    const most = Math.ceil(Math.max(word.length, candidate.length) / 3);
+    // At least as many edits as letters more: a word of a megabyte is told apart without a second of counting.
+    if (Math.abs(word.length - candidate.length) > most) continue;
     const edits = distance(word.toLowerCase(), candidate.toLowerCase());
-    if (edits < fewest && edits <= Math.ceil(Math.max(word.length, candidate.length) / 3)) {
+    if (edits < fewest && edits <= most) {
       best = candidate;
       fewest = edits;
     }

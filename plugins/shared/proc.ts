@@ -86,9 +86,20 @@ export function signalProcess(pid: number, signal: NodeJS.Signals): boolean {
   }
 }
 
+/** Numbers of capabilities(7). */
+const CAPABILITIES = { CAP_SETGID: 6, CAP_SETUID: 7, CAP_SYS_CHROOT: 18, CAP_SYS_ADMIN: 21 } as const;
+
+/** Whether this process has a capability: root in a container may lack what root elsewhere has. */
+export function hasCapability(name: keyof typeof CAPABILITIES): boolean {
+  const effective = /^CapEff:\s+([0-9a-f]+)$/m.exec(readFileSync("/proc/self/status", "latin1"))?.[1] ?? "0";
+  return (BigInt(`0x${effective}`) >> BigInt(CAPABILITIES[name]) & 1n) === 1n;
+}
+
+let boot: string | undefined;
+
 /** Another one after every start of the machine; pids and start times of before mean nothing after. */
 export function bootId(): string {
-  return readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim();
+  return boot ??= readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim();
 }
 
 function hidden(pid: number): boolean {

@@ -40,8 +40,8 @@ test("@onkernel/hypeman takes an instance through its life", { timeout: 90_000 }
   assert.equal((await instances.list({ tags: { team: "b" } })).length, 0);
   assert.equal((await instances.list({ state: "Standby" })).length, 0);
   assert.equal((await instances.get(made.id.slice(0, 12))).id, made.id);
-  const updated = await instances.update("web", { tags: { team: "b" }, ttl: "1h" });
-  assert.deepEqual(updated.tags, { team: "b" });
+  const updated = await instances.update("web", { env: { GREETING: "hello" }, ttl: "1h" });
+  assert.deepEqual(updated.env, { GREETING: "hello" });
   assert.ok(updated.expires_at);
 
   const lines: string[] = [];

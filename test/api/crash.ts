@@ -15,10 +15,10 @@ const dying = definePlugin({
   requires: ["hypervisor", "api"],
   setup(host) {
     const driver = new ScriptedDriver();
-    const die = () => process.kill(process.pid, "SIGKILL");
+    const die = () => void process.kill(process.pid, "SIGKILL");
     if (point === "create") driver.script.create = die;
     // Everything is on disk then, but nobody was told.
-    else host.hooks.on("instance:event", ({ action }) => void (action === "start" && die()));
+    else host.hooks.on("instance:event", ({ action }) => action === "start" ? die() : undefined);
     host.use("hypervisor").register(driver);
   },
 });

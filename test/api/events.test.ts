@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { getLogger } from "@logtape/logtape";
 import type { LifecycleEvent } from "../../main.ts";
 import { Streams } from "../../plugins/api/sse.ts";
-import { temporaryFolder, until } from "../helpers.ts";
+import { cleanup, temporaryFolder, until } from "../helpers.ts";
 import { apiHost, openStream } from "./support.ts";
 
 const BODY = { name: "web", image: "any" };
@@ -12,7 +12,7 @@ const BODY = { name: "web", image: "any" };
 test("GET /events answers at once, with a heartbeat, and every 15 s again", { timeout: 20_000 }, async (t) => {
   const { url } = await apiHost(t);
   t.mock.timers.enable({ apis: ["setInterval"] });
-  t.after(() => t.mock.timers.reset());
+  cleanup(t).defer(() => t.mock.timers.reset());
   const { response, next } = await openStream(t, `${url}/events`);
   assert.equal(response.status, 200);
   assert.equal(response.headers.get("Content-Type"), "text/event-stream");

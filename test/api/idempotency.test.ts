@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { execa } from "execa";
-import { ROOT, RUNTIME, temporaryFolder } from "../helpers.ts";
+import { cleanup, ROOT, RUNTIME, temporaryFolder } from "../helpers.ts";
 import { gate } from "../hypervisor/scripted.ts";
 import { apiHost, TalkingDriver } from "./support.ts";
 
@@ -126,7 +126,7 @@ test("a key is forgotten after 24 hours", async (t) => {
   const { call } = await apiHost(t);
   const day = 24 * 3_600_000;
   t.mock.timers.enable({ apis: ["Date"], now: Date.now() });
-  t.after(() => t.mock.timers.reset());
+  cleanup(t).defer(() => t.mock.timers.reset());
   await call("POST", "/instances", BODY, KEY);
   t.mock.timers.setTime(Date.now() + day - 1);
   assert.equal((await call("POST", "/instances", BODY, KEY)).status, 201);

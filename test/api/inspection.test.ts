@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { getLogger } from "@logtape/logtape";
-import type { Api, ApiRoute, LogRequest } from "../../main.ts";
+import type { Api, ApiRoute, Hypervisor, LogRequest } from "../../main.ts";
 import { createApp } from "../../plugins/api/app.ts";
 import { inspectionRoutes } from "../../plugins/api/routes/inspection.ts";
 import { Streams } from "../../plugins/api/sse.ts";
-import { until } from "../helpers.ts";
+import { cleanup, until } from "../helpers.ts";
 import { gate } from "../hypervisor/scripted.ts";
 import { type ApiFixture, apiHost, noLog, openStream } from "./support.ts";
 
@@ -15,18 +15,22 @@ async function* linesOf(...lines: string[]): AsyncGenerator<string> {
   for (const line of lines) yield line;
 }
 
-// The routes without a socket between, where one can tell that a request has got as far as it gets.
+/** The routes without a socket between, and a promise of the next request that has begun to wait. */
 function inProcess({ hypervisor }: ApiFixture, request_timeout: number) {
   const log = getLogger(["dormouse", "api"]);
   const routes: ApiRoute[] = [];
-  inspectionRoutes({ url: "", route: (route) => void routes.push(route) } as Api, hypervisor, new Streams(log));
-  const closing = new AbortController().signal;
-  return createApp(routes, {
-    options: { request_timeout, tokens: [], access_log: false },
-    log,
-    closing,
-    trusting: true,
-  });
+  let arrive = () => {};
+  const wait: Hypervisor["wait"] = (...args) => {
+    const waiting = hypervisor.wait(...args);
+    arrive();
+    return waiting;
+  };
+  const api: Api = { url: "", route: (route) => void routes.push(route) };
+  inspectionRoutes(api, { ...hypervisor, wait }, new Streams(log));
+  const options = { request_timeout, tokens: [], access_log: false };
+  const app = createApp(routes, { options, log, closing: new AbortController().signal, trusting: true });
+  const arrival = () => new Promise<void>((resolve) => arrive = resolve);
+  return { app, arrival };
 }
 
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
@@ -61,18 +65,25 @@ test("wait misses no change that happens while it is asked for", async (t) => {
 test("wait lasts up to 5 minutes whatever the request timeout", { timeout: 30_000 }, async (t) => {
   const fixture = await apiHost(t);
   await fixture.call("POST", "/instances", BODY);
-  const app = inProcess(fixture, 60_000);
+  const { app, arrival } = inProcess(fixture, 60_000);
+  let now = Math.ceil(performance.now()); // whole, so that sums are exact
+  t.mock.method(performance, "now", () => now);
   t.mock.timers.enable({ apis: ["setTimeout"] });
-  t.after(() => t.mock.timers.reset());
+  cleanup(t).defer(() => (t.mock.timers.reset(), t.mock.restoreAll()));
+  const pass = (ms: number) => {
+    now += ms;
+    t.mock.timers.tick(ms);
+  };
   for (const [timeout, ms] of [["", 60_000], ["&timeout=2m", 120_000], ["&timeout=100h", 300_000]] as const) {
     let answered = false;
+    const arrived = arrival();
     const waiting = Promise.resolve(app.request(`/instances/web/wait?state=Standby${timeout}`));
     void waiting.then(() => answered = true);
-    await turn();
-    t.mock.timers.tick(ms - 1);
+    await arrived;
+    pass(ms - 1);
     await turn();
     assert.equal(answered, false, timeout);
-    t.mock.timers.tick(1);
+    pass(1);
     const response = await waiting;
     assert.equal(response.status, 200, timeout);
     assert.deepEqual(await response.json(), { state: "Running", state_error: null, timed_out: true }, timeout);
@@ -82,9 +93,10 @@ test("wait lasts up to 5 minutes whatever the request timeout", { timeout: 30_00
 test("wait for an instance that is deleted meanwhile is a 404", async (t) => {
   const fixture = await apiHost(t);
   await fixture.call("POST", "/instances", BODY);
-  const app = inProcess(fixture, 60_000);
+  const { app, arrival } = inProcess(fixture, 60_000);
+  const arrived = arrival();
   const waiting = app.request("/instances/web/wait?state=Standby");
-  await turn();
+  await arrived;
   await fixture.call("DELETE", "/instances/web");
   const response = await waiting;
   assert.equal(response.status, 404);

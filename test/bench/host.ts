@@ -113,7 +113,7 @@ function row(i: number): Instance {
     vcpus: 1,
     memory_bytes: 2 ** 28,
     hints: {},
-    network: { enabled: true, ip: `10.88.${i >> 8}.${i & 255}`, mac: "02:d0:0a:58:00:02" },
+    network: { enabled: true, ip: `10.88.${i >> 8}.${i & 255}`, mac: "02:d0:0a:58:00:02", ip6: null },
     state: "Standby",
     state_error: null,
     transition: null,

@@ -22,7 +22,10 @@ test("create() leaves nothing behind when the driver fails", async (t) => {
   const { hypervisor, driver } = await registryHost(t);
   for (const method of ["validate", "create", "start"] as const) {
     driver.script[method] = () => Promise.reject(new Error("out of clay"));
-    await assert.rejects(hypervisor.create(BODY, ORIGIN), coded("driver_failed") && /out of clay/, method);
+    await assert.rejects(hypervisor.create(BODY, ORIGIN), {
+      code: "driver_failed",
+      message: 'Cannot create instance "web": out of clay',
+    }, method);
     delete driver.script[method];
     assert.deepEqual(hypervisor.list(), [], method);
     assert.equal(driver.machines.size, 0, method);

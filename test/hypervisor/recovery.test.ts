@@ -54,7 +54,8 @@ test("a host that starts again notices what ended while it was gone", async (t) 
 test("an interrupted action is finished, undone or judged by what the driver finds", async (t) => {
   const cases = [
     { transition: "create", state: "Created", machine: "Running", becomes: undefined },
-    { transition: "fork", state: "Created", machine: "Standby", becomes: undefined },
+    { transition: "fork", state: "Standby", machine: "Standby", becomes: "Running" },
+    { transition: "fork", state: "Paused", machine: "Running", becomes: "Running" },
     { transition: "delete", state: "Shutdown", machine: "Running", becomes: undefined },
     { transition: "stop", state: "Shutdown", machine: "Running", becomes: "Stopped" },
     { transition: "start", state: "Created", machine: "Running", becomes: "Running" },
@@ -76,6 +77,7 @@ test("an interrupted action is finished, undone or judged by what the driver fin
     assert.equal(found?.state, becomes, label);
     assert.equal(found?.transition ?? null, null, label);
     assert.equal(driver.machines.has(id), becomes !== undefined, label);
+    assert.equal(becomes === undefined || driver.machines.get(id)?.state === becomes, true, label);
   }
 });
 

@@ -26,7 +26,8 @@ type Method =
   | "restore"
   | "fork"
   | "delete"
-  | "inspect";
+  | "inspect"
+  | "adopt";
 type Script = (instance: Instance, signal: AbortSignal) => void | Promise<void>;
 
 /**
@@ -83,7 +84,10 @@ export class ScriptedDriver implements Driver {
     await this.#play("inspect", instance);
     return this.machines.get(instance.id) ?? { state: "Stopped", exit_code: null, exit_message: "not there" };
   };
-  adopt = (instance: Instance) => this.inspect(instance);
+  adopt = async (instance: Instance): Promise<Reading> => {
+    await this.#play("adopt", instance);
+    return await this.inspect(instance);
+  };
 
   async #to(
     method: Method,
@@ -114,7 +118,13 @@ export interface Fixture {
 /** A host with the real store and registry, and the scripted driver. */
 export async function registryHost(
   t: TestContext,
-  options: { folder?: string; driver?: ScriptedDriver; plugins?: Plugin[]; table?: Record<string, unknown> } = {},
+  options: {
+    folder?: string;
+    driver?: ScriptedDriver;
+    plugins?: Plugin[];
+    table?: Record<string, unknown>;
+    tables?: Record<string, Record<string, unknown>>;
+  } = {},
 ): Promise<Fixture> {
   const { driver = new ScriptedDriver(), plugins = [], table = {} } = options;
   const events: LifecycleEvent[] = [];
@@ -131,7 +141,7 @@ export async function registryHost(
       }, { buffer: 100_000 });
     },
   });
-  const tables = { hypervisor: { default_driver: "scripted", ...table } };
+  const tables = { ...options.tables, hypervisor: { default_driver: "scripted", ...table } };
   const all = [storePlugin, hypervisorPlugin, scripted, ...plugins] as Plugin[];
   const host = await startWith(t, all, { tables, ...(options.folder && { folder: options.folder }) });
   const event = (wanted: (event: LifecycleEvent) => boolean) =>

@@ -11,7 +11,9 @@ const HERE = import.meta.dirname!;
 const programs = ["ip", "nft", "conntrack", "unshare", "setpriv", "ping", "bash"];
 const folders = (process.env.PATH ?? "").split(":");
 const missing = programs.find((name) => !folders.some((folder) => existsSync(join(folder, name))));
-const skip = lacking(unsupported() ?? (missing ? `there is no ${missing}` : null));
+const lacks = unsupported() ?? (missing ? `there is no ${missing}` : null);
+const skip = lacking(lacks);
+const skip6 = lacking(lacks ?? (existsSync("/proc/sys/net/ipv6") ? null : "the kernel has no IPv6"));
 
 /**
  * Runs a file of tests as a process of its own, in a network and with names of namespaces that nobody else sees and that
@@ -36,5 +38,6 @@ async function inside(file: string): Promise<void> {
 }
 
 test("the network connects instances with the host, each other and the world", { skip }, () => inside("traffic.ts"));
+test("the network does the same over IPv6", { skip: skip6 }, () => inside("traffic6.ts"));
 test("the network repairs, reconciles, refuses and leaves no trace", { skip }, () => inside("upkeep.ts"));
 test("the network says why it is off where it cannot work", { skip }, () => inside("off.ts"));

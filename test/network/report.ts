@@ -15,7 +15,11 @@ async function outcome(work: () => unknown): Promise<string> {
 }
 
 async function report({ enabled, reason, allocate, release, attach, detach }: Network) {
-  const instance = { id: "a", name: "a", network: { enabled: false, ip: null, mac: null } } as unknown as Instance;
+  const instance = {
+    id: "a",
+    name: "a",
+    network: { enabled: false, ip: null, mac: null, ip6: null },
+  } as unknown as Instance;
   return {
     enabled,
     reason,

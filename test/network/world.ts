@@ -14,6 +14,9 @@ import { cleanup, RUNTIME, startWith, temporaryFolder } from "../helpers.ts";
 export const BRIDGE = "dmtest0";
 export const SUBNET = "10.89.7.0/24";
 export const GATEWAY = "10.89.7.1";
+/** What is made of {@linkcode SUBNET}. */
+export const SUBNET6 = "fdd0:18:a59:700::/64";
+export const GATEWAY6 = "fdd0:18:a59:700::1";
 
 export interface World {
   folder: string;
@@ -27,7 +30,7 @@ export interface World {
 export async function worldOf(
   t: TestContext,
   folder: string = temporaryFolder(t),
-  options: Record<string, string> = {},
+  options: Record<string, string | boolean> = {},
 ): Promise<World> {
   const table = { bridge: BRIDGE, subnet: SUBNET, ...options };
   const host = await startWith(t, [storePlugin, networkPlugin, reader], { folder, tables: { network: table } });
@@ -43,9 +46,9 @@ export async function worldOf(
 const reader = { name: "reader", requires: ["network", "store"] as const, setup: () => {} };
 
 /** Starts {@linkcode file://./greeter.ts} in a namespace and waits until it listens. */
-export async function greeterIn(t: TestContext, namespace: string, port: number): Promise<void> {
+export async function greeterIn(t: TestContext, namespace: string, port: number, address = "0.0.0.0"): Promise<void> {
   const script = join(import.meta.dirname!, "greeter.ts");
-  const child = execa("ip", ["netns", "exec", namespace, ...RUNTIME, script, String(port)], {
+  const child = execa("ip", ["netns", "exec", namespace, ...RUNTIME, script, String(port), address], {
     stdin: "ignore",
     buffer: false,
     reject: false,

@@ -72,6 +72,20 @@ test("exec() does not wait for what it leaves in the background", async (t) => {
   assert.deepEqual([result.stdout, result.exit_code, result.timed_out], ["done\n", 0, false]);
 });
 
+test("exec() leaves nothing behind where no cgroup would end it with the instance", async (t) => {
+  const fixture = new ProcessFixture(t, { cgroup_parent: "" });
+  const driver = fixture.open();
+  const instance = fixture.counting();
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  const command = ["sh", "-c", "sleep 600 & echo $!"];
+  const { stdout } = await driver.exec(instance, { command, timeout_ms: 60_000, max_output: 100 });
+  const pid = Number(stdout);
+  await until("the child is gone", () => (processStat(pid)?.state ?? "Z") === "Z");
+  assert.equal((await driver.inspect(instance)).state, "Running");
+  await driver.delete(instance);
+});
+
 test("exec() kills its group and rejects with the reason when its signal aborts", async (t) => {
   const { exec } = await running(t);
   const [abort, reason] = [new AbortController(), new Error("the client left")];

@@ -45,7 +45,7 @@ export function instanceOf(script: string | string[], change: Partial<Instance> 
     vcpus: null,
     memory_bytes: null,
     hints: {},
-    network: { enabled: false, ip: null, mac: null },
+    network: { enabled: false, ip: null, mac: null, ip6: null },
     state: "Created",
     state_error: null,
     transition: null,

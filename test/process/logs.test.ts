@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { execa } from "execa";
 import { InstanceLog, type LogOptions } from "../../plugins/process/logs.ts";
+import { instanceOf, ProcessFixture } from "./fixture.ts";
 import { cleanup, lacking, temporaryFolder } from "../helpers.ts";
 
 const NEVER = new AbortController().signal;
@@ -131,6 +132,27 @@ test("lines() goes on with what is new after somebody emptied the file", async (
   assert.equal((await lines.next()).value, "after");
   stop.abort();
   await lines.return(undefined);
+});
+
+test("logs() of the driver follows over rotations, ends with its signal and with its instance", async (t) => {
+  const fixture = new ProcessFixture(t, { log_max_size: 65_536, log_files: 50 });
+  const driver = fixture.open();
+  const instance = instanceOf(
+    'i=0; while :; do i=$((i+1)); printf "%0200d\\n" $i; [ $i -lt 1500 ] || sleep 0.01; done',
+  );
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  const stop = new AbortController();
+  let expected = 1;
+  for await (const line of driver.logs(instance, { source: "app", tail: 1e6, follow: true, signal: stop.signal })) {
+    assert.equal(number(line), expected++);
+    if (existsSync(join(fixture.folder(instance), "app.log.2")) && expected > 1500) stop.abort();
+  }
+  const follower = driver.logs(instance, { source: "app", tail: 1, follow: true, signal: NEVER });
+  let deleted: Promise<void> | undefined;
+  for await (const _ of follower) deleted ??= driver.delete(instance);
+  await deleted;
+  assert.deepEqual(fixture.remains(instance), []);
 });
 
 // E9: 64 KiB is where others end the stream.

@@ -1,7 +1,7 @@
 import * as v from "valibot";
 import { type Api, type ApiCall, type Hypervisor, type Instance, STATES } from "../../../main.ts";
 import type { Idempotency } from "../idempotency.ts";
-import { JsonText } from "../routes.ts";
+import { jsonList, JsonText } from "../routes.ts";
 import { StartBody } from "../schemas.ts";
 
 /** Routes that make, show and change instances. */
@@ -43,9 +43,11 @@ export function instanceRoutes(api: Api, hypervisor: Hypervisor, idempotency: Id
     }),
     responses: { 200: { description: "The instances", schema: () => v.array(schemas().instance) } },
     handle({ query }) {
-      // Thousands of instances are no more than their texts joined: nothing is made for each.
-      const texts = hypervisor.list(query).map((instance) => hypervisor.presentJson(instance));
-      return { status: 200, body: new JsonText(`[${texts.join(",")}]`) };
+      // Nothing is made for each of thousands of instances but its text, most of which is there already.
+      return {
+        status: 200,
+        body: new JsonText(jsonList(hypervisor.list(query), (instance) => hypervisor.presentJson(instance))),
+      };
     },
   });
 
