@@ -104,7 +104,10 @@ export interface LifecycleEvent {
 
 // --------------------------------------------------------------------------------------------------- drivers
 
-/** What a driver may lack. One that is not in its `features` is answered with 501, naming driver and feature. */
+/**
+ * What a driver may lack. One that is not in its `features` is answered with 501, naming driver and feature. `queues`:
+ * the kernel of an instance that sleeps still takes connections and keeps their bytes until it wakes.
+ */
 export type Feature = "pause" | "standby" | "queues" | "fork" | "exec" | "stats" | "logs" | "stat";
 
 /** What a driver sees when it looks: the truth that the registry's rows are checked against. */

@@ -120,9 +120,9 @@ async function image(t: TestContext): Promise<string> {
       copyFileSync(file, join(root, file));
     }
   }
-  mkdirSync(join(root, "work"));
-  writeFileSync(join(root, "work", "mine"), "inside\n");
-  symlinkSync("/work/mine", join(root, "link"));
+  mkdirSync(join(root, "srv"));
+  writeFileSync(join(root, "srv", "mine"), "inside\n");
+  symlinkSync("/srv/mine", join(root, "link"));
   symlinkSync("/etc/passwd", join(root, "escape"));
   await execa("chmod", ["0755", root]);
   return root;
@@ -131,10 +131,10 @@ async function image(t: TestContext): Promise<string> {
 test("start() runs an image of a directory inside of it", ROOT_ONLY, async (t) => {
   const root = await image(t);
   const fixture = new ProcessFixture(t);
-  const change = { image: `dir:${root}`, working_dir: "/work", env: { A: "1" }, run_as: "1234" };
+  const change = { image: `dir:${root}`, working_dir: "/srv", env: { A: "1" }, run_as: "1234" };
   const { output } = await outcome(fixture, instanceOf("env; pwd; cat mine /link; cat /escape || echo none", change));
   const lines = output.trim().split("\n");
-  for (const line of ["A=1", "HOME=/", `PATH=${PATH}`, "/work", "inside", "none"]) assert(lines.includes(line), line);
+  for (const line of ["A=1", "HOME=/", `PATH=${PATH}`, "/srv", "inside", "none"]) assert(lines.includes(line), line);
   const driver = fixture.open();
   const instance = instanceOf("while :; do /bin/cat mine; done", change);
   assert.deepEqual(await driver.stat(instance, "/escape", true), await driver.stat(instance, "/nothing", true));
