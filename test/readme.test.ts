@@ -2,9 +2,10 @@ import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
+import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { execa } from "execa";
-import { ROOT, runMain, temporaryFolder, until } from "./helpers.ts";
+import { lacking, ROOT, runMain, temporaryFolder, until } from "./helpers.ts";
 import { block, current, README } from "./readme.ts";
 
 /** A port of loopback that nobody listens on. */
@@ -32,6 +33,7 @@ async function hostFor(t: TestContext, args: string[] = []) {
   const purge = async () => {
     child.kill("SIGTERM");
     await child;
+    await runMain(t, [...args, "--purge-wake"], env);
     await runMain(t, [...args, "--purge-network"], env);
   };
   return { address, data, purge };
@@ -46,7 +48,7 @@ test("the session of README.md works as printed", async (t) => {
   const { address, purge } = await hostFor(t);
   const script = block("session").replaceAll("127.0.0.1:8080", address);
   const { stdout } = await execa("bash", ["-euo", "pipefail", "-c", script], { timeout: 60_000 });
-  for (const line of ["awake: 200", "asleep: no answer", "awake again: 200"]) {
+  for (const line of ["awake: 200", "awake again: 200"]) {
     assert.ok(stdout.includes(line), `${line}\n${stdout}`);
   }
   assert.match(stdout, /"state":"Standby"/);
@@ -54,6 +56,20 @@ test("the session of README.md works as printed", async (t) => {
   assert.match(stdout, /"cpu_seconds":/, "stats");
   assert.match(stdout, /"stdout":"Linux\\n"/, "exec");
   assert.deepEqual(await (await fetch(`http://${address}/instances`)).json(), []);
+  await purge();
+});
+
+const root = process.getuid?.() === 0 ? null : "needs root for conntrack and nftables";
+
+test("an instance sleeps by itself and wakes on traffic, as README.md shows", { skip: lacking(root) }, async (t) => {
+  const { address, purge } = await hostFor(t);
+  const script = block("sleep").replaceAll("127.0.0.1:8080", address).replaceAll("9000", String(await freePort()));
+  const { stdout } = await execa("bash", ["-euo", "pipefail", "-c", script], { timeout: 90_000 });
+  assert.match(stdout, /"state":"Standby","state_error":null,"timed_out":false/, stdout);
+  assert.match(stdout, /woken: 200/, stdout);
+  assert.match(stdout, /awake: 200/, stdout);
+  assert.match(stdout, /"status":"(active|idle_countdown)"/, stdout);
+  assert.match(stdout, /"hold_until":"2/, stdout);
   await purge();
 });
 

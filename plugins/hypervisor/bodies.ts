@@ -14,7 +14,6 @@ const Name = v.pipe(
   v.maxLength(63, "at most 63 characters"),
 );
 const Size = v.pipe(v.string(), v.check((text) => parseSize(text) !== undefined, 'expected a size such as "512MB"'));
-const Words = v.array(v.string());
 const Environment = v.record(
   v.pipe(v.string(), v.regex(/^[^=\0]+$/, "expected a name without = or NUL")),
   noNul(v.string()),
@@ -155,11 +154,7 @@ export class Bodies {
     if (!isObject(body) || Array.isArray(body)) return body;
     const fields: Record<string, unknown> = { ...body };
     this.#fields.refuseOff(fields);
-    for (const field of ["env", "tags"]) {
-      const key = isObject(fields[field]) &&
-        RESERVED.find((reserved) => Object.hasOwn(fields[field] as object, reserved));
-      if (key) throw new DormouseError("invalid_request", `Cannot use "${key}" as a name in "${field}"`);
-    }
+    for (const field of ["env", "tags"]) refuseLost(field, fields[field]);
     for (const field of UNSUPPORTED) {
       const value = fields[field];
       if (isObject(value) ? Object.keys(value).length > 0 : Boolean(value)) {
@@ -176,20 +171,33 @@ export class Bodies {
     const issue = result.issues[0];
     const path = v.getDotPath(issue) ?? "body";
     const field = path.split(".")[0];
-    const code = (Object.hasOwn(CODES, field) ? CODES[field] : undefined) ?? this.#fields.codeOf(field) ??
-      "invalid_request";
+    const own = Object.hasOwn(CODES, field) ? CODES[field] : this.#fields.codeOf(field);
+    // A field that there is not has no code of its own; one inside a field that there is has that field's.
+    const code = own === undefined || (isUnknown(issue) && issue.path?.length === 1) ? "invalid_request" : own;
     throw new DormouseError(code, explain(issue, path, schema), { details: { field: cut(path) } });
   }
 }
 
+function isUnknown({ type, expected }: v.BaseIssue<unknown>): boolean {
+  return type === "strict_object" && expected === "never";
+}
+
 function explain(issue: v.BaseIssue<unknown>, path: string, schema: v.GenericSchema): string {
-  if (issue.type === "strict_object" && issue.expected === "never") {
+  if (isUnknown(issue)) {
     const entries = (schema as unknown as { entries: Record<string, unknown> }).entries;
     return `Unknown field "${cut(path)}"${didYouMean(path, Object.keys(entries))}`;
   }
   if (issue.input === undefined) return `Missing field "${cut(path)}": expected ${issue.expected}`;
   const expected = issue.kind === "schema" && issue.expected ? `expected ${issue.expected}` : issue.message;
   return `Wrong value of "${cut(path)}": ${expected}, found ${cut(issue.received)}`;
+}
+
+/** Valibot takes an array for a record, and drops keys of {@linkcode RESERVED}. */
+function refuseLost(field: string, value: unknown): void {
+  if (!isObject(value)) return;
+  const key = RESERVED.find((reserved) => Object.hasOwn(value, reserved));
+  const why = Array.isArray(value) ? "expected an object, found an array" : key && `"${key}" is reserved`;
+  if (why) throw new DormouseError("invalid_request", `Wrong value of "${field}": ${why}`, { details: { field } });
 }
 
 /** Of a name or value out of a body, which may be a megabyte, what a message can hold. */

@@ -28,10 +28,10 @@ export class Creation {
     this.#bodies = bodies;
   }
 
-  create(body: unknown, origin: Origin, defaultDriver: string): Promise<Instance> {
+  async create(body: unknown, origin: Origin, defaultDriver: string): Promise<Instance> {
     const draft = this.#bodies.create(body, { now: this.#registry.now(), defaultDriver });
     const driver = this.#registry.driver(draft.driver);
-    return this.#reserving(draft.name, () =>
+    return await this.#reserving(draft.name, () =>
       this.#registry.lanes.enter(draft.id, "create", async (signal) => {
         await ask(this.#registry, "create", draft, origin, signal);
         await validate(driver, draft, "create");
@@ -46,10 +46,10 @@ export class Creation {
   }
 
   /** A copy of a stopped or sleeping instance; a running one is put to standby for it and restored when `from_running`. */
-  fork(id: string, body: unknown, origin: Origin): Promise<Instance> {
+  async fork(id: string, body: unknown, origin: Origin): Promise<Instance> {
     const wanted = this.#bodies.fork(body);
     const registry = this.#registry;
-    return registry.lanes.enter(id, "fork", async (signal) => {
+    return await registry.lanes.enter(id, "fork", async (signal) => {
       const { instance: source } = await decide(registry, id, "fork");
       const driver = featured(registry.driver(source.driver), "fork");
       const runs = source.state === "Running";

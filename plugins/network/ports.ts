@@ -106,9 +106,9 @@ async function make(place: Place, namespace: string, address: string): Promise<v
 function insideLines(place: Place, address: string): string[] {
   const { subnet, subnet6 } = place;
   return [
-    `addr replace ${address}/${subnet.prefix} dev eth0`,
-    "link set dev lo up",
     "link set dev eth0 up",
+    "link set dev lo up",
+    `addr replace ${address}/${subnet.prefix} dev eth0`,
     `route replace default via ${subnet.gateway}`,
     ...(subnet6 === null ? [] : [
       `addr replace ${ip6Of(place, address)}/128 dev eth0 nodad`,

@@ -7,7 +7,7 @@ import { createServer, type Socket } from "node:net";
 import { test, type TestContext } from "node:test";
 import { run } from "../../plugins/shared/run.ts";
 import { cleanup } from "../helpers.ts";
-import { BRIDGE, GATEWAY, greet, greeterIn, greetFrom, worldOf } from "./world.ts";
+import { BRIDGE, GATEWAY, greet, greeterIn, greetFrom, reach, worldOf } from "./world.ts";
 
 /** A greeter in this process. */
 async function listen(t: TestContext, host: string, port: number): Promise<void> {
@@ -46,7 +46,7 @@ test("attach() connects host and instance, and conntrack sees it", async (t) => 
   await listen(t, GATEWAY, 8001);
   assert.equal(await greet(a.network.ip!, 8001), `hello ${GATEWAY}`);
   assert.equal(await greetFrom(namespace, GATEWAY, 8001), `hello ${a.network.ip}`);
-  assert.match(await inNamespace(namespace, "ping", "-c", "1", "-W", "2", GATEWAY), / 0% packet loss/);
+  assert.match(await reach(GATEWAY, namespace), / 0% packet loss/);
   assert.match(await inNamespace(namespace, "cat", "/sys/class/net/eth0/address"), /^02:d0:0a:59:07:02$/);
   assert.match(await flows(), new RegExp(`src=${GATEWAY} dst=${a.network.ip} .*dport=8001`));
 });

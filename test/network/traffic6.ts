@@ -11,7 +11,7 @@ import processPlugin from "../../plugins/process/mod.ts";
 import { run } from "../../plugins/shared/run.ts";
 import storePlugin from "../../plugins/store.ts";
 import { capturedLogs, cleanup, startWith, temporaryFolder } from "../helpers.ts";
-import { BRIDGE, GATEWAY, GATEWAY6, greet, greeterIn, greetFrom, SUBNET, SUBNET6, worldOf } from "./world.ts";
+import { BRIDGE, GATEWAY, GATEWAY6, greet, greeterIn, greetFrom, reach, SUBNET, SUBNET6, worldOf } from "./world.ts";
 
 const ORIGIN = { actor: "test", cause: "request" };
 const SYSCTLS = "/proc/sys/net/ipv6/conf";
@@ -30,7 +30,6 @@ const ip = (...lines: string[]) => run("ip", ["-batch", "-"], { input: lines.joi
 const flows = () => run("conntrack", ["-L", "-f", "ipv6", "-p", "tcp"]);
 const inNamespace = (namespace: string, ...command: string[]) => run("ip", ["netns", "exec", namespace, ...command]);
 const sysctl = (path: string) => readFileSync(`${SYSCTLS}/${path}`, "utf8").trim();
-const reaches = (address: string) => run("ping", ["-c", "1", "-W", "2", address]);
 const noGuard = () => run("nft", ["flush", "chain", "inet", `dormouse_net_${BRIDGE}`, "guard"]);
 
 /** The bridge's own. */
@@ -71,7 +70,7 @@ test("attach() connects host and instance over IPv6 at once, and conntrack sees 
   const a = instance("a");
   assert.equal(a.network.ip6, "fdd0:18:a59:700::2");
   const { namespace } = await network.attach(a);
-  assert.match(await inNamespace(namespace, "ping", "-c", "1", "-W", "2", GATEWAY6), / 0% packet loss/);
+  assert.match(await reach(GATEWAY6, namespace), / 0% packet loss/);
   await greeterIn(t, namespace, 8001, "::");
   await listen(t, GATEWAY6, 8001);
   assert.equal(await greet(a.network.ip6!, 8001), `hello ${GATEWAY6}`);
@@ -107,7 +106,7 @@ test("an instance sends nothing under an IPv6 address of another subnet, nor und
   const [linkLocal] = await addressesOf("link");
   const pings: [string, string][] = [["2001:db8:7::7", GATEWAY6], ["eth0", linkLocal]];
   const ping = ([from, to]: [string, string]) => inNamespace(namespace, "ping", "-c", "1", "-W", "1", "-I", from, to);
-  await inNamespace(namespace, "ping", "-c", "1", "-W", "2", GATEWAY6);
+  await reach(GATEWAY6, namespace);
   for (const each of pings) await assert.rejects(ping(each), /100% packet loss|exit code 1/);
   await noGuard();
   for (const each of pings) assert.match(await ping(each), / 0% packet loss/, "without the guard, it would");
@@ -134,7 +133,7 @@ test("a restart with another subnet6 gives the bridge that one alone, and instan
   const moved = second.instance("a");
   assert.deepEqual({ ...moved.network, ip6: null }, { ...a.network, ip6: null });
   await second.network.attach(moved);
-  assert.match(await reaches("fd12:3456::2"), / 0% packet loss/);
+  assert.match(await reach("fd12:3456::2"), / 0% packet loss/);
   assert.match(await permanent(), /^fd12:3456::2 lladdr 02:d0:0a:59:07:02/);
   await second.network.detach(moved);
   assert.equal(await permanent(), "");
@@ -146,7 +145,7 @@ test("a restart with another subnet6 gives the bridge that one alone, and instan
     const b = instance("b");
     assert.equal(b.network.ip6, null);
     const { namespace } = await network.attach(b);
-    assert.match(await reaches(b.network.ip!), / 0% packet loss/);
+    assert.match(await reach(b.network.ip!), / 0% packet loss/);
     assert.doesNotMatch(await run("ip", ["-n", namespace, "-6", "addr"]), /fd/);
     await network.detach(b);
     await host.close();
@@ -178,11 +177,11 @@ test("an instance whose row is older than IPv6 has none until its next start", a
   await host.use("network").attach(found);
   const inside = () => run("ip", ["-n", `${BRIDGE}-${id}`, "-6", "addr", "show", "dev", "eth0", "scope", "global"]);
   assert.equal(await inside(), "");
-  assert.match(await reaches(network.ip!), / 0% packet loss/);
+  assert.match(await reach(network.ip!), / 0% packet loss/);
   await hypervisor.stop(id, ORIGIN);
   const started = await hypervisor.start(id, ORIGIN);
   assert.deepEqual(started.network, { ...network, ip6: "fdd0:18:a59:700::2" } satisfies Instance["network"]);
-  assert.match(await reaches(started.network.ip6!), / 0% packet loss/);
+  assert.match(await reach(started.network.ip6!), / 0% packet loss/);
 });
 
 test("the network refuses a subnet6 that overlaps a route", async (t) => {
@@ -230,7 +229,7 @@ test("the network goes on with IPv4 where the machine has no IPv6", async (t) =>
       const a = instance("a");
       assert.deepEqual([a.network.ip, a.network.ip6], ["10.89.7.2", null]);
       const { namespace } = await network.attach(a);
-      assert.match(await inNamespace(namespace, "ping", "-c", "1", "-W", "2", GATEWAY), / 0% packet loss/);
+      assert.match(await reach(GATEWAY, namespace), / 0% packet loss/);
       await network.detach(a);
       await host.close();
     } finally {

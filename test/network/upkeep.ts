@@ -8,7 +8,7 @@ import { DormouseError, type Instance } from "../../main.ts";
 import { devices } from "../../plugins/network/ip.ts";
 import { run } from "../../plugins/shared/run.ts";
 import { cleanup, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
-import { BRIDGE, configIn, greet, greeterIn, SUBNET, traces, worldOf } from "./world.ts";
+import { BRIDGE, configIn, greet, greeterIn, reach, SUBNET, traces, worldOf } from "./world.ts";
 
 const ip = (...lines: string[]) => run("ip", ["-batch", "-"], { input: lines.join("\n") });
 const within = (namespace: string, ...lines: string[]) =>
@@ -58,7 +58,7 @@ test("attach() makes whole what a host left that died in the middle of it", asyn
     const expected = { namespace, host_device: device };
     assert.deepEqual(await network.attach(a), expected, what);
     for (const address of addressesOf(a)) {
-      console.log(what, address); assert.match(await run("ping", ["-c", "1", "-W", "2", address]), / 0% packet loss/, what);
+      assert.match(await reach(address), / 0% packet loss/, what);
     }
     assert.match(await run("ip", ["-d", "link", "show", "dev", device]), /isolated on/, what);
     assert.match(await run("ip", ["-n", namespace, "route"]), /default via 10\.89\.7\.1/, what);
@@ -89,7 +89,7 @@ test("attach() and a restart work after a host that was killed at any moment of 
     const instances = ["x", "y", "z"].map(instance);
     await Promise.all(instances.map((each) => network.attach(each)));
     for (const address of instances.flatMap(addressesOf)) {
-      assert.match(await run("ping", ["-c", "1", "-W", "2", address]), / 0% packet loss/);
+      assert.match(await reach(address), / 0% packet loss/);
     }
     await host.close();
   }
@@ -103,7 +103,7 @@ test("attach() and detach() of many at once leave each other alone", async (t) =
   await Promise.all(instances.map((each) => network.attach(each)));
   const [kept, ...others] = instances;
   await Promise.all([...others.map((each) => network.detach(each)), network.attach(kept)]);
-  assert.match(await run("ping", ["-c", "1", "-W", "2", kept.network.ip!]), / 0% packet loss/);
+  assert.match(await reach(kept.network.ip!), / 0% packet loss/);
   await network.detach(kept);
   assert.doesNotMatch(await traces(), /dm-|dmtest0-/);
 });
@@ -233,7 +233,7 @@ test("--purge-network leaves no trace of ours, and everything of others", async 
   assert.equal(again.network.subnet, SUBNET);
   assert.equal(again.instance("a").network.ip, a.network.ip, "the addresses stay reserved");
   await again.network.attach(a);
-  assert.match(await run("ping", ["-c", "1", "-W", "2", a.network.ip!]), / 0% packet loss/);
+  assert.match(await reach(a.network.ip!), / 0% packet loss/);
   await again.host.close();
   await purge(t, folder);
 });

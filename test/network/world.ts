@@ -82,6 +82,20 @@ export async function greetFrom(namespace: string, host: string, port: number): 
   return failed ? null : stdout;
 }
 
+/**
+ * Pings, from a namespace where one is given. Twice if need be: the kernel lets a port's first packets go until a worker
+ * of its own has seen that there is a carrier, some moments after the port is up.
+ */
+export async function reach(address: string, namespace?: string): Promise<string> {
+  const inside = namespace ? ["ip", "netns", "exec", namespace] : [];
+  const [command, ...args] = [...inside, "ping", "-c", "1", "-W", "2", address];
+  try {
+    return await run(command, args);
+  } catch {
+    return await run(command, args);
+  }
+}
+
 /** All that a network can leave behind, apart from counters. */
 export async function traces(): Promise<string> {
   const links = JSON.parse(await run("ip", ["-j", "addr"])) as { ifname: string; addr_info: { local: string }[] }[];
