@@ -4,6 +4,8 @@ import { CommandError, run } from "../shared/run.ts";
 
 const NAMESPACES = "/run/netns";
 const NSFS_MAGIC = 0x6e736673; // linux/magic.h
+/** Tries after a list that was interrupted; each takes milliseconds. */
+const DUMPS = 50;
 
 /**
  * Hands lines to one `ip -batch`, which stops at the first that fails; in a namespace where one is given.
@@ -29,12 +31,18 @@ export async function ip(lines: readonly string[], namespace?: string): Promise<
  * @throws {CommandError} at the end, where a line failed for another reason
  */
 export async function ipEach(lines: readonly string[]): Promise<void> {
-  try {
-    await batch(lines, ["-force"]);
-  } catch (error) {
-    if (!(error instanceof CommandError)) throw error;
-    const gone = /Cannot find device|No such (device|file or directory)|^Command failed -:\d+$/;
-    if (error.stderr === "" || !error.stderr.split("\n").every((line) => gone.test(line))) throw error;
+  const gone = /Cannot find device|No such (device|file or directory)|^Command failed -:\d+$/;
+  for (let again = DUMPS;; again--) {
+    try {
+      return await batch(lines, ["-force"]);
+    } catch (error) {
+      if (!(error instanceof CommandError)) throw error;
+      const said = error.stderr.split("\n").filter((line) => line !== "");
+      // What changes while `ip` lists it is listed again: from half a list it may have taken what is there for gone.
+      if (again > 0 && said.includes("Dump was interrupted and may be inconsistent.")) continue;
+      if (said.length > 0 && said.every((line) => gone.test(line))) return;
+      throw error;
+    }
   }
 }
 

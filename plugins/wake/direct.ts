@@ -57,7 +57,8 @@ export class Direct implements Disposable {
     for (const id of [...this.#watches.keys()]) if (!ids.has(id)) this.#unwatch(id);
     for (const instance of instances) this.#watch(instance);
     this.#following ??= this.#options.conntrack.follow({ lost: () => {}, connected: () => void this.resync() });
-    void this.resync();
+    // While it does not listen, that it connects is yet to come, if it ever does.
+    if (this.#options.conntrack.error === null) void this.resync();
   }
 
   /** Looks at the whole table, again and again until it can, and wakes who sleeps with a live connection. */
@@ -71,8 +72,9 @@ export class Direct implements Disposable {
       try {
         this.#wakeThoseOf(await conntrack.dump());
       } catch (error) {
+        log.warn("Cannot read the table of connections: {reason}", { reason: messageOf(error), error });
+        if (conntrack.error !== null) continue; // it tells when it is connected again
         this.#again = true;
-        log.warn("Cannot read the table of connections, trying again: {reason}", { reason: messageOf(error), error });
         await delay(RETRY_MS, { signal: closing }).catch(() => {}); // closing ends the loop
       }
     }

@@ -82,8 +82,11 @@ export default definePlugin<WakeOptions>({
       conntrack: conntrack !== undefined,
     });
     const addressOf = ({ network: own }: Instance) => network ? own.ip : "127.0.0.1";
+    // One that never listened may never do: then connections are better held here than there, where nobody sees them.
+    let listened = false;
+    const listens = () => listened ||= conntrack?.error === null;
     const queues = (instance: Instance) => {
-      if (!conntrack || addressOf(instance) === null || !policyOf(instance).enabled) return false;
+      if (!listens() || addressOf(instance) === null || !policyOf(instance).enabled) return false;
       return hypervisor.drivers().find(({ name }) => name === instance.driver)?.features.has("queues") ?? false;
     };
     const passes = (instance: Instance) => (signal: AbortSignal) => hooks.ask("wake:ready", { instance, signal });

@@ -10,6 +10,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { execa } from "execa";
 import { type Hypervisor, loadPlugins, type Plugin, startHost } from "../../main.ts";
+import conntrack from "../../plugins/conntrack/mod.ts";
 import hypervisorPlugin from "../../plugins/hypervisor/mod.ts";
 import network from "../../plugins/network/mod.ts";
 import processes from "../../plugins/process/mod.ts";
@@ -19,7 +20,6 @@ import store from "../../plugins/store.ts";
 import wakePlugin from "../../plugins/wake/mod.ts";
 import { dial, splice } from "../../plugins/wake/splice.ts";
 import { RUNTIME, until } from "../helpers.ts";
-import { tablePlugin } from "../wake/table.ts";
 
 const ROUNDS = 200;
 const SECONDS = 2;
@@ -32,7 +32,7 @@ const LOAD = join(import.meta.dirname!, "..", "wake", "load.ts");
 
 async function main(): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "dormouse-bench-"));
-  const plugins = [store, network, hypervisorPlugin, processes, tablePlugin().plugin, wakePlugin] as Plugin[];
+  const plugins = [store, network, hypervisorPlugin, processes, conntrack, wakePlugin] as Plugin[];
   const given = new Map(plugins.map((plugin) => [plugin.name, plugin]));
   const options = (name: string) => name === "network" ? PLACE : {};
   const tables = plugins.map(({ name }) => ({ name, options: options(name) }));

@@ -170,7 +170,8 @@ test("ttl and expires_at are checked alike on create and update", async (t) => {
   assert.equal((await hypervisor.update(id, { ttl: "0s" }, ORIGIN)).expires_at, null);
 });
 
-// S10: what a plugin remembers about an instance survives a restart; S14: and goes with the instance.
+// S10: what a plugin remembers about an instance survives a restart. S6: it goes with the instance, and what is saved
+// while that is being removed, or later, does not bring it back.
 test("extend() adds a field that is stored, presented and forgotten with its instance", async (t) => {
   const { default: v } = await import("valibot").then((module) => ({ default: module }));
   const folder = temporaryFolder(t);
@@ -206,9 +207,14 @@ test("extend() adds a field that is stored, presented and forgotten with its ins
   const shown = JSON.parse(second.hypervisor.presentJson(second.hypervisor.find(id)!));
   assert.deepEqual([shown.naps, shown.naps_taken], [{ max: 3 }, 2]);
   assert.equal((await second.hypervisor.update(id, { naps: null }, ORIGIN)).policies.naps, undefined);
+  second.driver.script.delete = () => b.of().save(id, 8);
   await second.hypervisor.delete(id, ORIGIN);
   b.of().save(id, 9);
   assert.equal(b.of().runtime(id), undefined);
+  await second.host.close();
+  const c = naps();
+  await registryHost(t, { folder, plugins: [c.plugin] });
+  assert.equal(c.of().runtime(id), undefined);
 });
 
 type Fixture = Awaited<ReturnType<typeof registryHost>>;

@@ -53,6 +53,7 @@ async function worldOf(t: TestContext, { folder = temporaryFolder(t), queues = t
   const tables = { network: { bridge: BRIDGE, subnet: "10.89.7.0/24" }, process: { grace: "100ms" } };
   const host = await startWith(t, plugins, { folder, tables });
   const hypervisor = host.use("hypervisor");
+  await until("it listens", () => table.conntrack.error === null);
   const make = async (name: string, address = "0.0.0.0") => {
     const port = await freePort();
     const wake = { ports: [{ host_port: port, guest_port: GUEST }] };
@@ -185,7 +186,7 @@ test("a probe does not wake, a connection beside it does", async (t) => {
   const { make, hypervisor, table } = await worldOf(t);
   const { id, ip } = await make("web");
   await hypervisor.standby(id, ORIGIN);
-  const seen = new Promise((resolve) => table.watch(ip, resolve));
+  const seen = new Promise((resolve) => table.conntrack.watch(ip, resolve));
   (await dialProbe(ip, GUEST)).destroy();
   await seen;
   assert.equal(hypervisor.find(id)?.state, "Standby");
@@ -275,7 +276,7 @@ test("a connection that came while the host was down wakes when it is up again",
   const second = await worldOf(t, { folder });
   assert.match(await rest(client), /^hello/);
   assert.equal(second.hypervisor.find(id)?.state, "Running");
-  assert.deepEqual(await forwarded(), [port], "made again");
+  await until("the kernel forwards its port again", async () => (await forwarded()).includes(port));
 });
 
 test("a wake that failed is tried again for a connection that still waits", async (t) => {
