@@ -53,13 +53,18 @@ async function worldOf(t: TestContext, { folder = temporaryFolder(t), queues = t
   const tables = { network: { bridge: BRIDGE, subnet: "10.89.7.0/24" }, process: { grace: "100ms" } };
   const host = await startWith(t, plugins, { folder, tables });
   const hypervisor = host.use("hypervisor");
+  // Instances outlive their host: the last one of a test removes what all of them made.
+  cleanup(t).defer(async () => {
+    for (const { id } of hypervisor.list()) {
+      await hypervisor.delete(id, ORIGIN).catch((error) => assert.equal(error.code, "shutting_down"));
+    }
+  });
   await until("it listens", () => table.conntrack.error === null);
   const make = async (name: string, address = "0.0.0.0") => {
     const port = await freePort();
     const wake = { ports: [{ host_port: port, guest_port: GUEST }] };
     const cmd = [...RUNTIME, GREETER, String(GUEST), address];
     const { id, network } = await hypervisor.create({ name, image: "host", cmd, wake }, ORIGIN);
-    cleanup(t).defer(() => hypervisor.delete(id, ORIGIN).catch(() => {})); // where the test's own host is closed
     await until("the kernel forwards its port", async () => (await forwarded()).includes(port));
     if (!skip6) assert.equal((await forwarded("ip6")).includes(port), address === "::");
     return { id, ip: network.ip!, ip6: network.ip6!, port };
@@ -306,4 +311,5 @@ test("purge-wake leaves no rule behind", async (t) => {
   assert.equal(exitCode, 0, String(stderr));
   assert.doesNotMatch(await run("nft", ["list", "tables"]), /dormouse_wake/);
   assert.equal(await run("cat", [`/proc/sys/net/ipv4/conf/${BRIDGE}/route_localnet`]), "0");
+  await worldOf(t, { folder }); // which removes the instance that runs on
 });
