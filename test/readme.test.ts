@@ -61,6 +61,7 @@ test("the session of README.md works as printed", async (t) => {
 
 const root = process.getuid?.() === 0 ? null : "needs root for conntrack and nftables";
 
+// W22: what the README says of waking is what its own commands do.
 test("an instance sleeps by itself and wakes on traffic, as README.md shows", { skip: lacking(root) }, async (t) => {
   const { address, purge } = await hostFor(t);
   const script = block("sleep").replaceAll("127.0.0.1:8080", address).replaceAll("9000", String(await freePort()));

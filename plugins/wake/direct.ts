@@ -13,6 +13,10 @@ const ENDING = new Set(["FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"]);
 /** States of a connection that nobody has answered yet. */
 const ASKING = new Set(["SYN_SENT", "SYN_SENT2", "SYN_RECV"]);
 const RETRY_MS = 2_000;
+/** An event can be told this late: so soon after an instance fell asleep it may be about a connection from before. */
+const LATE_MS = 250;
+/** Looks at the table before a connection that was ending at each of them counts: its other side is what sleeps. */
+const ENDING_CHECKS = 4;
 
 export interface DirectOptions {
   conntrack: Conntrack;
@@ -33,6 +37,8 @@ export class Direct implements Disposable {
   readonly #options: DirectOptions;
   readonly #watches = new Map<string, { addresses: string; watches: Disposable[] }>();
   readonly #retries = new Map<string, ReturnType<typeof setTimeout>>();
+  /** Whose connections are being read from the table, and whether another event came since. */
+  readonly #confirming = new Map<string, boolean>();
   #following: Disposable | undefined;
   #resyncing = false;
   #again = false;
@@ -107,7 +113,37 @@ export class Direct implements Disposable {
   #seen(id: string, kind: FlowKind, flow: Flow): void {
     if (kind === "destroy" || (kind === "update" && ENDING.has(flow.state))) return;
     const instance = this.#options.hypervisor.find(id);
-    if (instance && this.#wakes(instance, flow, kind === "new")) this.#wake(id);
+    if (!instance || !this.#wakes(instance, flow, kind === "new")) return;
+    if (Date.now() - instance.phases.since < LATE_MS) void this.#confirm(instance);
+    else this.#wake(id);
+  }
+
+  /** Wakes it if the kernel's table has a live connection to it, that is not just about to end. */
+  async #confirm(instance: Instance): Promise<void> {
+    const { id } = instance;
+    // A table that is being read may be without what this event is about.
+    if (this.#confirming.has(id)) return void this.#confirming.set(id, true);
+    const { conntrack, log, closing } = this.#options;
+    try {
+      for (let left = ENDING_CHECKS; left > 0 || this.#confirming.get(id);) {
+        this.#confirming.set(id, false);
+        const flows = await conntrack.dump(new Set(addressesOf(instance)));
+        const ending = flows.filter(({ state }) => ENDING.has(state));
+        this.#wakeThoseOf(--left > 0 ? flows.filter((flow) => !ending.includes(flow)) : flows);
+        if (ending.length === 0) left = 0;
+        else if (left > 0) await delay(LATE_MS / 10, { signal: closing });
+      }
+    } catch (error) {
+      if (closing.aborted) return;
+      log.warn("Cannot read the connections of {id}, it wakes to be safe: {reason}", {
+        id,
+        reason: messageOf(error),
+        error,
+      });
+      this.#wake(id);
+    } finally {
+      this.#confirming.delete(id);
+    }
   }
 
   #wakeThoseOf(flows: Flow[]): void {

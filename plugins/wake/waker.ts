@@ -116,12 +116,17 @@ export class Waker {
       if (state === "Running" && going === undefined) return turn > 0;
       // A restore aborts a standby that is under way, and finds nothing to do where that was in time.
       const sleeping = state === "Standby" || going === "standby" || (state === "Paused" && transition !== null);
-      if (sleeping) await hypervisor.restore(id, origin);
-      else if (state === "Created" || state === "Initializing") await this.#started(instance);
-      else if (going === "stop" || this.#hasEnded(instance)) {
-        if (!this.startsOnDemand(instance)) throw refused("asleep", instance, `state is ${state}`);
-        await hypervisor.start(id, origin);
-      } else throw refused("asleep", instance, `state is ${state}`);
+      try {
+        if (sleeping) await hypervisor.restore(id, origin);
+        else if (state === "Created" || state === "Initializing") await this.#started(instance);
+        else if (going === "stop" || this.#hasEnded(instance)) {
+          if (!this.startsOnDemand(instance)) throw refused("asleep", instance, `state is ${state}`);
+          await hypervisor.start(id, origin);
+        } else throw refused("asleep", instance, `state is ${state}`);
+      } catch (error) {
+        // Another action got in before this one: the next turn sees where that has led.
+        if (!(error instanceof DormouseError) || !["invalid_state", "aborted"].includes(error.code)) throw error;
+      }
       if (hypervisor.find(id)?.state === "Running") return true;
     }
     throw new Error(`state is ${hypervisor.find(id)?.state}`);
