@@ -14,7 +14,7 @@ const ENDING = new Set(["FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"]);
 const ASKING = new Set(["SYN_SENT", "SYN_SENT2", "SYN_RECV"]);
 const RETRY_MS = 2_000;
 /** An event can be told this late: so soon after an instance fell asleep it may be about a connection from before. */
-const LATE_MS = 250;
+const LATE_MS = 100;
 /** Looks at the table before a connection that was ending at each of them counts: its other side is what sleeps. */
 const ENDING_CHECKS = 4;
 

@@ -15,6 +15,7 @@ import hypervisorPlugin from "../../plugins/hypervisor/mod.ts";
 import network from "../../plugins/network/mod.ts";
 import processes from "../../plugins/process/mod.ts";
 import { HOST_DEFAULTS } from "../../plugins/shared/config.ts";
+import { delay } from "../../plugins/shared/async.ts";
 import { run } from "../../plugins/shared/run.ts";
 import store from "../../plugins/store.ts";
 import wakePlugin from "../../plugins/wake/mod.ts";
@@ -82,12 +83,16 @@ async function times(prepare: () => Promise<unknown>): Promise<number[]> {
   return found.sort((a, b) => a - b);
 }
 
+/** From then on an event is taken at its word; just after the sleep it is checked against the table first. */
+const SETTLED_MS = 120;
+
 /** A connection of the round before may still be ending, which aborts the sleep. */
 async function asleep(hypervisor: Hypervisor, id: string): Promise<void> {
   await until("it sleeps", async () => {
     await hypervisor.standby(id, ORIGIN).catch(() => {});
     return hypervisor.find(id)?.state === "Standby";
   });
+  await delay(SETTLED_MS);
 }
 
 async function paths(ip: string): Promise<void> {
