@@ -13,6 +13,7 @@ import { definePlugin, type Host } from "../../main.ts";
 import { formatDuration } from "../shared/duration.ts";
 import { isProbe } from "../shared/probe-ports.ts";
 import { duration } from "../shared/schemas.ts";
+import { ACTOR } from "./attempts.ts";
 import { type Clock, systemClock } from "./clock.ts";
 import { Controller } from "./controller.ts";
 import type { Decide, StandbyFlapping } from "./decisions.ts";
@@ -97,7 +98,18 @@ function setUp(host: Host, options: Options, clock: Clock): void {
     },
   });
 
-  if (api) routes(api, { hypervisor, controller, clock, policyOf: extension.policy });
+  // A standby that somebody asks for shows in no state while the guards think about it.
+  const asked = new Set<string>();
+  hooks.guard("before:standby", ({ instance: { id }, origin, signal }) => {
+    if (origin.actor === ACTOR) return;
+    asked.add(id);
+    signal.addEventListener("abort", () => asked.delete(id), { once: true });
+  }, { priority: Number.MAX_SAFE_INTEGER });
+  hooks.on("instance:event", ({ instance_id }) => void asked.delete(instance_id), {
+    consumer: "asked-standbys",
+    lagged: () => asked.clear(),
+  });
+  if (api) routes(api, { hypervisor, controller, clock, asked, policyOf: extension.policy });
   // After the guards that others decide by, before the one that takes the wake path over.
   hooks.guard(
     "before:standby",

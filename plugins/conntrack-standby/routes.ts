@@ -19,6 +19,8 @@ const HoldBody = v.pipe(
 );
 
 export interface RouteParts {
+  /** Instances whose standby somebody has asked for and the guards think about. */
+  asked: ReadonlySet<string>;
   hypervisor: Hypervisor;
   controller: Controller;
   clock: Clock;
@@ -26,7 +28,7 @@ export interface RouteParts {
 }
 
 /** `GET .../auto-standby/status`, and `POST` and `DELETE .../auto-standby/hold`. */
-export function routes(api: Api, { hypervisor, controller, clock, policyOf }: RouteParts): void {
+export function routes(api: Api, { hypervisor, controller, clock, asked, policyOf }: RouteParts): void {
   const named = ({ params }: ApiCall): Instance => hypervisor.resolve(params.id);
   const responses = { 200: { description: "How it stands with the instance's auto-standby", schema: Status } };
   const answer = (instance: Instance) => {
@@ -58,7 +60,9 @@ export function routes(api: Api, { hypervisor, controller, clock, policyOf }: Ro
       const instance = named(call);
       const entry = controller.find(instance.id);
       // Nothing is waited for between this and the hold, so what is held is awake.
-      if (isLeaving(instance) || entry?.tracker.attempt?.phase === "committed") throw tooLate(instance);
+      if (asked.has(instance.id) || isLeaving(instance) || entry?.tracker.attempt?.phase === "committed") {
+        throw tooLate(instance);
+      }
       const timeout = idleTimeoutOf(policyOf(instance));
       if (entry === undefined || timeout === undefined) return answer(instance);
       const { duration } = call.body as v.InferOutput<typeof HoldBody>;

@@ -192,6 +192,24 @@ test("a hold that comes too late is refused", async (t) => {
   assert.equal((await hold()).status, 200);
 });
 
+// I8: also while the guards of a standby that somebody asked for still think; a veto lets holds in again.
+test("a hold while guards think about a standby that was asked for is refused", async (t) => {
+  const { host, instance, hold, hypervisor } = await served(t);
+  const { id } = await instance();
+  const arrived = Promise.withResolvers<void>();
+  const verdict = Promise.withResolvers<void>();
+  host.hooks.guard("before:standby", () => {
+    arrived.resolve();
+    return verdict.promise;
+  });
+  const acting = assert.rejects(hypervisor.standby(id, ORIGIN), { code: "vetoed" });
+  await arrived.promise;
+  assert.equal((await hold()).status, 409);
+  verdict.reject(new Veto("busy", "a build runs"));
+  await acting;
+  assert.equal((await hold()).status, 200);
+});
+
 // I4, I11: a hold cancels what has not begun.
 test("a hold during the dump before a standby, and in the queue, cancels the attempt", async (t) => {
   const { instance, clock, hold, kernel, driver, state, said } = await served(t, { table: { max_concurrent: 1 } });
