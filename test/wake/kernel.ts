@@ -72,6 +72,14 @@ async function worldOf(t: TestContext, { folder = temporaryFolder(t), queues = t
   return { host, hypervisor, driver: hypervisor.drivers()[0], wake: host.use("wake"), table, events, make };
 }
 
+/** Puts it to sleep; a connection of before that its program has not closed yet may wake it once more. */
+async function asleep(hypervisor: Hypervisor, id: string): Promise<void> {
+  await until("it sleeps", async () => {
+    await hypervisor.standby(id, ORIGIN).catch((error) => assert.equal(error.code, "aborted"));
+    return hypervisor.find(id)?.state === "Standby";
+  });
+}
+
 /** The host ports that the kernel forwards. */
 async function forwarded(family: "ip" | "ip6" = "ip"): Promise<number[]> {
   const text = await run("nft", ["-j", "list", "map", family, `dormouse_wake_${BRIDGE}`, "wake"]);
@@ -145,7 +153,7 @@ test("by IPv6, a port is forwarded and a frozen instance woken likewise", { skip
   assert.match(await greet("::1", port), /^hello /);
   assert.equal(wake.stats().connections, 1);
   for (const connect of [fromOutside, () => greet(ip6, GUEST)]) {
-    await hypervisor.standby(id, ORIGIN);
+    await asleep(hypervisor, id);
     assert.match(String(await connect()), /^hello /);
   }
   assert.equal(events.filter(({ action, cause }) => action === "restore" && cause === "connection").length, 2);
@@ -167,7 +175,7 @@ test("a frozen instance is woken by a connection, and no byte passes through the
     ["its own address from another instance", () => greetFrom(`${BRIDGE}-${other.id}`, ip, GUEST)],
   ];
   for (const [what, connect] of ways) {
-    await hypervisor.standby(id, ORIGIN);
+    await asleep(hypervisor, id);
     assert.ok((await forwarded()).includes(port), "the element stays");
     assert.match(String(await connect()), /^hello /, what);
   }
@@ -180,7 +188,7 @@ test("a frozen instance is woken by a connection, and no byte passes through the
 test("50 first connections to a frozen instance are answered after one restore", async (t) => {
   const { make, hypervisor, events } = await worldOf(t);
   const { id, port } = await make("web");
-  await hypervisor.standby(id, ORIGIN);
+  await asleep(hypervisor, id);
   const answers = await Promise.all(Array.from({ length: 50 }, () => greet("127.0.0.1", port)));
   assert.deepEqual(new Set(answers), new Set(["hello 10.89.7.1"]));
   assert.equal(events.filter(({ action }) => action === "restore").length, 1);
@@ -190,7 +198,7 @@ test("50 first connections to a frozen instance are answered after one restore",
 test("a probe does not wake, a connection beside it does", async (t) => {
   const { make, hypervisor, table } = await worldOf(t);
   const { id, ip } = await make("web");
-  await hypervisor.standby(id, ORIGIN);
+  await asleep(hypervisor, id);
   const seen = new Promise((resolve) => table.conntrack.watch(ip, resolve));
   (await dialProbe(ip, GUEST)).destroy();
   await seen;
@@ -207,7 +215,7 @@ test("the port of an instance that will be gone falls to the listener before its
     const original = driver[method]!.bind(driver) as (...args: unknown[]) => Promise<never>;
     driver[method] = async (...args: unknown[]) => (order.push(await forwarded()), await original(...args));
   }
-  await hypervisor.standby(id, ORIGIN);
+  await asleep(hypervisor, id);
   assert.deepEqual(order, [[]]);
   const answers = await Promise.all(Array.from({ length: 20 }, () => greet("127.0.0.1", port)));
   assert.deepEqual(new Set(answers), new Set(["hello 10.89.7.1"]));
@@ -260,7 +268,7 @@ test("a connection whose events were lost wakes with the resync", async (t) => {
   const logs = capturedLogs(t);
   const { make, hypervisor, table } = await worldOf(t);
   const { id, port } = await make("web");
-  await hypervisor.standby(id, ORIGIN);
+  await asleep(hypervisor, id);
   table.deaf = true;
   const client = await open(t, port);
   assert.equal(hypervisor.find(id)?.state, "Standby");
@@ -287,7 +295,7 @@ test("a connection that came while the host was down wakes when it is up again",
 test("a wake that failed is tried again for a connection that still waits", async (t) => {
   const { make, hypervisor, driver } = await worldOf(t);
   const { id, port } = await make("web");
-  await hypervisor.standby(id, ORIGIN);
+  await asleep(hypervisor, id);
   const restore = driver.restore!.bind(driver);
   let failed = 0;
   driver.restore = async (...args) => {
