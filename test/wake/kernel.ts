@@ -72,12 +72,17 @@ async function worldOf(t: TestContext, { folder = temporaryFolder(t), queues = t
   return { host, hypervisor, driver: hypervisor.drivers()[0], wake: host.use("wake"), table, events, make };
 }
 
-/** Puts it to sleep; a connection of before that its program has not closed yet may wake it once more. */
+/** Puts it to sleep once every connection of before is over: one that its program has not closed yet rightly wakes it. */
 async function asleep(hypervisor: Hypervisor, id: string): Promise<void> {
-  await until("it sleeps", async () => {
-    await hypervisor.standby(id, ORIGIN).catch((error) => assert.equal(error.code, "aborted"));
-    return hypervisor.find(id)?.state === "Standby";
+  const { ip, ip6 } = hypervisor.find(id)!.network;
+  await until("its connections are over", async () => {
+    const tables = [["ipv4", ip], ["ipv6", skip6 ? null : ip6]].filter(([, address]) => address) as [string, string][];
+    const listed = await Promise.all(
+      tables.map(([family, address]) => run("conntrack", ["-L", "-p", "tcp", "-f", family, "--reply-src", address])),
+    );
+    return listed.join("\n").split("\n").every((line) => line === "" || /\b(TIME_WAIT|CLOSE|NONE)\b/.test(line));
   });
+  await hypervisor.standby(id, ORIGIN);
 }
 
 /** The host ports that the kernel forwards. */
