@@ -13,15 +13,16 @@ import { Closers } from "./plugins/shared/closers.ts";
 import { check, type Config, Problems, readConfig } from "./plugins/shared/config.ts";
 import type * as contracts from "./plugins/shared/contracts.ts";
 import type { MaybePromise } from "./plugins/shared/contracts.ts";
+import type * as features from "./plugins/shared/features.ts";
 import { Channel } from "./plugins/shared/delivery.ts";
 import { DormouseError, messageOf, Veto } from "./plugins/shared/errors.ts";
 import { configureLogging } from "./plugins/shared/logging.ts";
 import { importPlugin, inOrder, neededFor } from "./plugins/shared/modules.ts";
 
 export type * from "./plugins/shared/contracts.ts";
-export { DormouseError, Veto } from "./plugins/shared/errors.ts";
+export type * from "./plugins/shared/features.ts";
+export { DormouseError, type ErrorCode, Veto } from "./plugins/shared/errors.ts";
 export type { Lagged } from "./plugins/shared/delivery.ts";
-export type { ErrorCode } from "./plugins/shared/errors.ts";
 
 export const VERSION = "0.1.0";
 const ROOT = import.meta.dirname!;
@@ -88,7 +89,7 @@ export interface Instance {
   readonly revision: number;
 }
 
-/** One change, numbered without gaps by `seq`. An instance's events chain: each `from` is the `to` before it. */
+/** One change; `seq` numbers changes and notes without gaps. An instance's chain: each `from` is the `to` before it. */
 export interface LifecycleEvent {
   readonly seq: number;
   readonly at: number;
@@ -155,7 +156,7 @@ export interface Driver {
 
 /** Runs before an action is begun, one handler after the other, higher `priority` first, each with a deadline. */
 export type Guard<P> = { kind: "guard"; payload: P };
-/** Runs synchronously inside the database transaction of a change. */
+/** Runs synchronously inside the database transaction of a change or a note. */
 export type Commit<P> = { kind: "commit"; payload: P };
 /** Reaches every subscriber through its own bounded queue, in order, after the fact. */
 export type Event<P> = { kind: "event"; payload: P };
@@ -199,6 +200,8 @@ export interface Hooks {
   "before:fork": Guard<GuardContext>;
   /** In the transaction of every change, after the row is written and before it is committed. */
   "instance:commit": Commit<CommitContext>;
+  /** In the transaction of every note. */
+  "note:commit": Commit<features.Note>;
   /** Every change, after it is on disk. */
   "instance:event": Event<LifecycleEvent>;
 }
@@ -241,6 +244,8 @@ export interface Store {
   migrate(owner: string, steps: readonly string[]): void;
   /** Runs `work` in a transaction, durable when it returns; inside another it joins that one. */
   transaction<T>(work: () => T): T;
+  /** For what is kept in memory too: `undo` is called where the transaction under way is rolled back. */
+  onRollback(undo: () => void): void;
 }
 
 /**
@@ -269,6 +274,14 @@ export interface Hypervisor {
   restore(id: string, origin: Origin): Promise<Instance>;
   fork(id: string, body: unknown, origin: Origin): Promise<Instance>;
   delete(id: string, origin: Origin): Promise<void>;
+  /** What a plugin's notes are about, by type: what clients may ask for. @throws {TypeError} where a type is taken */
+  declareNotes(kinds: Readonly<Record<string, features.NoteKind>>): Disposable;
+  noteKinds(): ReadonlyMap<string, features.NoteKind>;
+  /**
+   * Adds to an instance's history what is no change of its state, with what `within` writes in the same transaction; does
+   * nothing, and returns nothing, where the instance is gone. Not from within a change or another note.
+   */
+  note(id: string, draft: features.NoteDraft, within?: () => void): features.Note | undefined;
   /** A driver noticed something: look again soon, under the lock, and commit what changed. */
   changed(id: string, cause: string): void;
   wait(id: string, target: State, options: { timeout: number; signal?: AbortSignal }): Promise<contracts.WaitResult>;
@@ -303,6 +316,8 @@ export interface Network {
 export interface Api {
   /** Adds a route; possible until `host:ready` has run. */
   route(route: contracts.ApiRoute): void;
+  /** Answers with a stream that ends when `work` does, the client leaves or the host closes. @throws rate_limited */
+  stream(call: contracts.ApiCall, work: (stream: features.EventStream) => MaybePromise<void>): Response;
   /** Where it listens, known once the host is up: `http://127.0.0.1:8080`. */
   readonly url: string;
 }

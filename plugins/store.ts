@@ -85,6 +85,7 @@ function open(file: string): DatabaseSync {
 class SqliteStore implements Store {
   readonly db: DatabaseSync;
   #depth = 0;
+  #undos: (() => void)[] = [];
 
   constructor(db: DatabaseSync) {
     this.db = db;
@@ -121,6 +122,7 @@ class SqliteStore implements Store {
       : ["SAVEPOINT inner", "RELEASE inner", "ROLLBACK TO inner; RELEASE inner"];
     this.db.exec(begin);
     this.#depth++;
+    const undos = this.#undos.length;
     try {
       const result = work();
       if (isPromise(result)) throw new TypeError("Cannot commit a transaction: its work returned a promise");
@@ -129,10 +131,15 @@ class SqliteStore implements Store {
     } catch (error) {
       // Some errors (a full disk) end the whole transaction by themselves; a COMMIT refused by a constraint does not.
       if (this.db.isTransaction) this.db.exec(undo);
+      for (const back of this.#undos.splice(undos).reverse()) back();
       throw error;
     } finally {
-      this.#depth--;
+      if (--this.#depth === 0) this.#undos = [];
     }
+  }
+
+  onRollback(undo: () => void): void {
+    if (this.#depth > 0) this.#undos.push(undo);
   }
 }
 

@@ -6,12 +6,13 @@ import { methodNotAllowed } from "hono/method-not-allowed";
 import { requestId } from "hono/request-id";
 import { timeout } from "hono/timeout";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
-import { type ApiCall, type ApiRoute, DormouseError, type Origin } from "../../main.ts";
+import { type ApiCall, type ApiRequest, type ApiRoute, DormouseError, type Origin } from "../../main.ts";
 import { formatDuration } from "../shared/duration.ts";
 import { type Env, PUBLIC, refuseWebPages, requireScope } from "./access.ts";
 import { bodyOf, chainOf, toDormouseError } from "./errors.ts";
 import { bodyReader, bodyValidator, queryValidator, validated } from "./input.ts";
 import { described } from "./openapi.ts";
+import { noRoute } from "./off.ts";
 import type { ApiOptions } from "./options.ts";
 import { closingError, JsonText } from "./routes.ts";
 
@@ -30,22 +31,22 @@ export interface AppContext {
   closing: AbortSignal;
   /** Whether a request without a token is trusted, and so must not come from a web page. */
   trusting: boolean;
+  plugins: ReadonlyMap<string, boolean>;
+  /** Told of each request, after it. */
+  answered(request: ApiRequest): void;
 }
 
 /** Makes the Hono app of all routes: what every request goes through, then what each route needs. */
 export function createApp(routes: readonly ApiRoute[], context: AppContext): App {
-  const { log, options, trusting } = context;
+  const { log, options, trusting, plugins, answered } = context;
   const app: App = new Hono<Env>();
   app.use(requestId({ limitLength: 64 }));
-  if (options.access_log) app.use(accessLog(log));
+  app.use(watched(answered, options.access_log ? log : null));
   app.use(methodNotAllowed({ app: app as unknown as Hono, onMethodNotAllowed: refuseMethod }));
   if (trusting) app.use(refuseWebPages);
   app.use(bodyLimit({ maxSize: MAX_BODY, onError: refuseSize }));
   for (const route of routes) app.on(route.method, [route.path], ...handlersOf(route, context));
-  app.notFound((c) => {
-    const message = `No route ${c.req.method} ${c.req.path.slice(0, 200)}`;
-    return c.json(bodyOf(new DormouseError("not_found", message)), 404);
-  });
+  app.notFound((c) => c.json(bodyOf(noRoute(c.req.method, c.req.path, plugins)), 404));
   app.onError((error, c) => {
     // Hono's own refusals, such as that of a missing token, come with the answer.
     if (error instanceof HTTPException && error.res) return c.newResponse(error.res.body, error.res);
@@ -105,15 +106,18 @@ function answer(c: Context<Env>, result: Awaited<ReturnType<ApiRoute["handle"]>>
   return c.body(text, status, JSON_HEADERS);
 }
 
-function accessLog(log: Logger): MiddlewareHandler<Env> {
-  return async function accessLog(c, next) {
+function watched(answered: AppContext["answered"], log: Logger | null): MiddlewareHandler<Env> {
+  return async function watched(c, next) {
     const begun = performance.now();
     await next();
-    log.info("{method} {route} {status} in {ms} ms", {
-      method: c.req.method,
-      route: c.var.pattern ?? "none",
-      status: c.res.status,
-      ms: Math.round((performance.now() - begun) * 10) / 10,
+    const [method, route, status] = [c.req.method, c.var.pattern ?? "none", c.res.status];
+    const duration_ms = performance.now() - begun;
+    answered({ method, route, status, duration_ms });
+    log?.info("{method} {route} {status} in {ms} ms", {
+      method,
+      route,
+      status,
+      ms: Math.round(duration_ms * 10) / 10,
       id: c.var.requestId,
       ...(c.var.caller?.token !== undefined && { token: c.var.caller.token }),
     });

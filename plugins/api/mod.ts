@@ -12,7 +12,7 @@ import { Idempotency } from "./idempotency.ts";
 import { ApiOptions, parseListen } from "./options.ts";
 import { RouteTable } from "./routes.ts";
 import { actionRoutes } from "./routes/actions.ts";
-import { eventRoutes } from "./routes/events.ts";
+import { liveEvents } from "./routes/events.ts";
 import { hostRoutes } from "./routes/host.ts";
 import { inspectionRoutes } from "./routes/inspection.ts";
 import { instanceRoutes } from "./routes/instances.ts";
@@ -34,23 +34,31 @@ export default definePlugin<ApiOptions>({
     let url = "";
     const api: Api = {
       route: (route) => table.add(route),
+      stream: (call, work) => streams.answer(call, work),
       get url() {
         return url;
       },
     };
     instanceRoutes(api, hypervisor, new Idempotency(host.use("store"), hypervisor, host.hooks));
     actionRoutes(api, hypervisor);
-    inspectionRoutes(api, hypervisor, streams);
-    eventRoutes(api, hypervisor, streams, host.hooks);
+    inspectionRoutes(api, hypervisor);
     hostRoutes(api, host, hypervisor, host.find("network"));
     const setApp = documentRoutes(api, host.version);
     host.provide("api", api);
 
     // Last of all, when every plugin has added its routes and fields, and instances are known.
     host.hooks.guard("host:ready", async () => {
+      if (!table.has("GET", "/events")) liveEvents(api, hypervisor, host.hooks);
       const address = parseListen(options.listen)!;
       const trusting = options.tokens.length === 0 && !("path" in address);
-      const app = createApp(table.take(), { options, log: host.log, closing: host.signal, trusting });
+      const app = createApp(table.take(), {
+        options,
+        log: host.log,
+        closing: host.signal,
+        trusting,
+        plugins: host.plugins,
+        answered: (request) => host.hooks.publish("api:request", request),
+      });
       setApp(app);
       const server = await listen(app.fetch, address).catch((error) => {
         const message = `Cannot listen on "${options.listen}": ${messageOf(error)}`;

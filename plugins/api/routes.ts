@@ -18,9 +18,12 @@ export class RouteTable {
     // A route that nobody thought about must not be open to everybody.
     if (!scope) throw wrong("it has no scope");
     if (!SCOPE.test(scope)) throw wrong(`its scope "${scope}" is not "public" or like "instance:read"`);
-    const same = this.#routes.find((other) => other.method === method && shape(other.path) === shape(path));
-    if (same) throw wrong("it is there already");
+    if (this.has(method, path)) throw wrong("it is there already");
     this.#routes.push(route);
+  }
+
+  has(method: string, path: string): boolean {
+    return this.#routes.some((other) => other.method === method && shape(other.path) === shape(path));
   }
 
   /** All routes, those without parameters first; no more can be added. */

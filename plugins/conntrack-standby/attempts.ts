@@ -2,7 +2,7 @@ import type { Logger } from "@logtape/logtape";
 import { DormouseError, type GuardContext, type Hypervisor, Veto } from "../../main.ts";
 import { retry } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
-import type { Clock } from "./clock.ts";
+import type { Clock } from "../shared/clock.ts";
 import type { Decide } from "./decisions.ts";
 import type { Dumps } from "./dumps.ts";
 import type { Entry } from "./entry.ts";

@@ -1,35 +1,14 @@
-import type { Logger } from "@logtape/logtape";
-import type { Conntrack, Extension, Flow, FlowKind, Hypervisor, Instance, LifecycleEvent, Store } from "../../main.ts";
+import type { Flow, FlowKind, Instance, LifecycleEvent } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { ACTOR, Attempts } from "./attempts.ts";
-import type { Clock } from "./clock.ts";
-import type { Decide, StandbyFlapping } from "./decisions.ts";
 import { Dumps, type Snapshot } from "./dumps.ts";
 import { addressesOf, type Entry, ineligible } from "./entry.ts";
-import { filterOf, type FilterOptions } from "./filter.ts";
+import { filterOf } from "./filter.ts";
+import type { ControllerOptions, Parts } from "./parts.ts";
 import { type AutoStandby, idleTimeoutOf } from "./policy.ts";
 import { Saver } from "./saver.ts";
 import { Sight } from "./sight.ts";
-import { type Change, type Remembered, Tracker, type TrackerOptions } from "./tracker.ts";
-
-export interface ControllerOptions extends TrackerOptions {
-  maxConcurrent: number;
-  /** Milliseconds. */
-  reconcileInterval: number;
-  fullSync: number;
-  filter: FilterOptions;
-}
-
-export interface Parts {
-  conntrack: Conntrack;
-  hypervisor: Hypervisor;
-  store: Store;
-  extension: Extension<AutoStandby, Remembered>;
-  clock: Clock;
-  log: Logger;
-  decide: Decide;
-  flapping(event: StandbyFlapping): void;
-}
+import { type Change, type Remembered, Tracker } from "./tracker.ts";
 
 /** Watches every instance with a policy, and has those put to sleep that nobody uses. */
 export class Controller {

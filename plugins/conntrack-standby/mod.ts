@@ -9,19 +9,17 @@
  * bridge's address with a source port of `plugins/shared/probe-ports.ts` (64000 to 64511).
  */
 import * as v from "valibot";
-import { definePlugin, type Host } from "../../main.ts";
+import { definePlugin, type Host, type StandbyFlapping } from "../../main.ts";
 import { formatDuration } from "../shared/duration.ts";
 import { isProbe } from "../shared/probe-ports.ts";
 import { duration } from "../shared/schemas.ts";
 import { ACTOR } from "./attempts.ts";
-import { type Clock, systemClock } from "./clock.ts";
+import { type Clock, systemClock } from "../shared/clock.ts";
 import { Controller } from "./controller.ts";
-import type { Decide, StandbyFlapping } from "./decisions.ts";
+import type { Decide } from "./decisions.ts";
 import { AutoStandby, normalise } from "./policy.ts";
 import { routes } from "./routes.ts";
 import type { Remembered } from "./tracker.ts";
-
-export type { StandbyDecision, StandbyFlapping } from "./decisions.ts";
 
 const Options = v.object({
   /** Instances that are put to sleep at the same time. */
@@ -69,15 +67,32 @@ function setUp(host: Host, options: Options, clock: Clock): void {
     normalise,
   });
   host.defer(() => extension[Symbol.dispose]());
+  const notes = hypervisor.declareNotes({
+    "standby:decision": { help: "A step of an instance's way to sleep by itself, or what kept it from going" },
+    "standby:flapping": { help: "An instance sleeps and wakes too often, and is left awake for a while" },
+  });
+  host.defer(() => notes[Symbol.dispose]());
 
   const decide: Decide = ({ id, instance }, decision, reason, detail = {}) => {
     log.debug("Auto-standby of {id}: {decision}, {reason}", { id, decision, reason });
     const { name: instance_name } = instance;
+    hypervisor.note(id, {
+      type: "standby:decision",
+      origin: { actor: ACTOR, cause: reason },
+      summary: `Auto-standby of "${instance_name}": ${decision} (${reason})`,
+      detail: { ...detail, decision, reason },
+    });
     hooks.publish("standby:decision", { instance_id: id, instance_name, at: clock.now(), decision, reason, detail });
   };
   const flapping = (event: StandbyFlapping) => {
     const [name, time] = [event.instance_name, formatDuration(event.awake_for)];
     log.warn("Instance {name} sleeps and wakes too often, it stays awake for {time}", { name, time });
+    hypervisor.note(event.instance_id, {
+      type: "standby:flapping",
+      origin: { actor: ACTOR, cause: "flapping" },
+      summary: `"${name}" sleeps and wakes too often, it stays awake for ${time}`,
+      detail: { cycles: event.cycles, awake_for: time },
+    });
     hooks.publish("standby:flapping", event);
   };
   const gateways = [network?.gateway, network?.gateway6];

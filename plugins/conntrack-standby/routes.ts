@@ -1,7 +1,7 @@
 import * as v from "valibot";
 import { type Api, type ApiCall, DormouseError, type Hypervisor, type Instance } from "../../main.ts";
 import { parseDuration } from "../shared/duration.ts";
-import type { Clock } from "./clock.ts";
+import type { Clock } from "../shared/clock.ts";
 import type { Controller } from "./controller.ts";
 import { isLeaving } from "./entry.ts";
 import { type AutoStandby, idleTimeoutOf } from "./policy.ts";

@@ -1,5 +1,5 @@
 import type { Store } from "../../main.ts";
-import type { Clock } from "./clock.ts";
+import type { Clock } from "../shared/clock.ts";
 
 /** How often one instance is written at most, in milliseconds; holds are written at once. */
 const EVERY = 5_000;

@@ -1,7 +1,7 @@
 import type { Logger } from "@logtape/logtape";
 import type { Conntrack } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
-import type { Clock } from "./clock.ts";
+import type { Clock } from "../shared/clock.ts";
 import type { Dumps } from "./dumps.ts";
 
 /** Milliseconds from a dump that failed to the next. */

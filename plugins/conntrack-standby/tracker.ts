@@ -1,6 +1,6 @@
 import type { Flow, FlowKind } from "../../main.ts";
 import { ActiveFlows, type Epoch } from "./active.ts";
-import { endOf, settled, type Span } from "./clock.ts";
+import { endOf, settled, type Span } from "../shared/clock.ts";
 import type { Filter } from "./filter.ts";
 import { FlapDetector, type FlapOptions } from "./flap.ts";
 

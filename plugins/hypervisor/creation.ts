@@ -11,6 +11,7 @@ import {
   type Registry,
   removeNow,
   stepNow,
+  told,
   validate,
 } from "./lifecycle.ts";
 import { commitReading } from "./reading.ts";
@@ -31,18 +32,20 @@ export class Creation {
   async create(body: unknown, origin: Origin, defaultDriver: string): Promise<Instance> {
     const draft = this.#bodies.create(body, { now: this.#registry.now(), defaultDriver });
     const driver = this.#registry.driver(draft.driver);
-    return await this.#reserving(draft.name, () =>
-      this.#registry.lanes.enter(draft.id, "create", async (signal) => {
-        await ask(this.#registry, "create", draft, origin, signal);
-        await validate(driver, draft, "create");
-        const instance = this.#insert(draft, "create", origin);
-        return await this.#orRemove(instance, "create", async () => {
-          await driver.create(instance);
-          const state = await driver.start(instance, signal);
-          const fields = { state, transition: null, started_at: this.#registry.now() };
-          return this.#registry.records.update(instance.id, fields, { action: "start", origin });
-        });
-      }));
+    const made = () =>
+      this.#reserving(draft.name, () =>
+        this.#registry.lanes.enter(draft.id, "create", async (signal) => {
+          await ask(this.#registry, "create", draft, origin, signal);
+          await validate(driver, draft, "create");
+          const instance = this.#insert(draft, "create", origin);
+          return await this.#orRemove(instance, "create", async () => {
+            await driver.create(instance);
+            const state = await driver.start(instance, signal);
+            const fields = { state, transition: null, started_at: this.#registry.now() };
+            return this.#registry.records.update(instance.id, fields, { action: "start", origin });
+          });
+        }));
+    return await told(this.#registry, "create", draft, origin, made);
   }
 
   /** A copy of a stopped or sleeping instance; a running one is put to standby for it and restored when `from_running`. */
@@ -51,18 +54,23 @@ export class Creation {
     const registry = this.#registry;
     return await registry.lanes.enter(id, "fork", async (signal) => {
       const { instance: source } = await decide(registry, id, "fork");
-      const driver = featured(registry.driver(source.driver), "fork");
-      const runs = source.state === "Running";
-      if (runs && !wanted.from_running) throw invalidState("fork", source);
-      if (runs) featured(driver, "standby");
-      await ask(registry, "fork", source, origin, signal);
-      const draft = this.#bodies.forked(source, { name: wanted.name, now: registry.now() });
-      // Before the source is put to sleep, which a name that is taken is no reason for.
-      return await this.#reserving(draft.name, () => {
-        const copy = (from: Instance) => this.#copy(driver, from, draft, origin, wanted.target_state);
-        return runs ? this.#asleep(driver, source, origin, signal, copy) : copy(source);
-      });
+      return await told(registry, "fork", source, origin, () => this.#forkOf(source, wanted, origin, signal));
     }, { joins: false });
+  }
+
+  async #forkOf(source: Instance, wanted: ReturnType<Bodies["fork"]>, origin: Origin, signal: AbortSignal) {
+    const registry = this.#registry;
+    const driver = featured(registry.driver(source.driver), "fork");
+    const runs = source.state === "Running";
+    if (runs && !wanted.from_running) throw invalidState("fork", source);
+    if (runs) featured(driver, "standby");
+    await ask(registry, "fork", source, origin, signal);
+    const draft = this.#bodies.forked(source, { name: wanted.name, now: registry.now() });
+    // Before the source is put to sleep, which a name that is taken is no reason for.
+    return await this.#reserving(draft.name, () => {
+      const copy = (from: Instance) => this.#copy(driver, from, draft, origin, wanted.target_state);
+      return runs ? this.#asleep(driver, source, origin, signal, copy) : copy(source);
+    });
   }
 
   /** Puts a running instance to standby for `work`; it runs again afterwards, whatever became of that. */

@@ -46,8 +46,10 @@ export class Fields {
       save: (id, runtime) => {
         if (!exists(id)) return;
         this.#write(field, id, runtime);
-        if (runtime === undefined) runtimes.delete(id);
-        else runtimes.set(id, runtime);
+        const before = runtimes.get(id);
+        const remember = (value: R | undefined) => value === undefined ? runtimes.delete(id) : runtimes.set(id, value);
+        remember(runtime);
+        this.#store.onRollback(() => remember(before));
       },
       [Symbol.dispose]: () => void this.#fields.delete(field),
     };

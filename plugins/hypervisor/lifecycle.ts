@@ -1,4 +1,4 @@
-import type { Driver, Feature, Instance, Network, Origin, PluginHooks, State } from "../../main.ts";
+import type { Action, ActionDone, Driver, Feature, Instance, Network, Origin, PluginHooks, State } from "../../main.ts";
 import { DormouseError } from "../../main.ts";
 import { abortable } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
@@ -71,17 +71,32 @@ export async function stepNow(
   origin: Origin,
   { signal, change }: { signal: AbortSignal; change?: Partial<Instance> },
 ): Promise<Instance> {
-  const { records, readings, now } = registry;
   const decided = await decide(registry, id, request);
-  if (decided.done) return decided.instance;
-  const driver = featured(registry.driver(decided.instance.driver), NEEDS[request]);
-  await ask(registry, request, decided.instance, origin, signal);
-  if (change) await validate(driver, { ...decided.instance, ...change }, request);
+  if (decided.done) {
+    await registry.hooks.ask("action:fulfilled", { action: request, instance: decided.instance, origin });
+    return decided.instance;
+  }
+  const work = () => carryOut(registry, decided.instance, request, origin, { signal, change });
+  return await told(registry, request, decided.instance, origin, work);
+}
+
+async function carryOut(
+  registry: Registry,
+  before: Instance,
+  request: Step,
+  origin: Origin,
+  { signal, change }: { signal: AbortSignal; change?: Partial<Instance> },
+): Promise<Instance> {
+  const { records, readings, now } = registry;
+  const { id } = before;
+  const driver = featured(registry.driver(before.driver), NEEDS[request]);
+  await ask(registry, request, before, origin, signal);
+  if (change) await validate(driver, { ...before, ...change }, request);
   const underWay = UNDER_WAY[request];
   // Before anything is done, so that a host that dies here finds out from the row what it was about.
-  const instance = underWay === null ? decided.instance : records.update(id, {
+  const instance = underWay === null ? before : records.update(id, {
     ...change,
-    ...readdressed(registry, decided.instance, request),
+    ...readdressed(registry, before, request),
     state: underWay,
     transition: request,
   }, { action: "state", origin });
@@ -96,6 +111,30 @@ export async function stepNow(
   }
 }
 
+/** Does the work of an action, and tells how that went and how long it took. */
+export async function told<T>(
+  { hooks }: Registry,
+  action: Action,
+  { id: instance_id, driver }: Instance,
+  { actor }: Origin,
+  work: () => Promise<T>,
+): Promise<T> {
+  const began = performance.now();
+  const tell = (result: ActionDone["result"]) => {
+    const duration_ms = performance.now() - began;
+    hooks.publish("action:done", { action, instance_id, driver, result, duration_ms, actor });
+  };
+  try {
+    const value = await work();
+    tell("ok");
+    return value;
+  } catch (error) {
+    const known = error instanceof DormouseError ? error : undefined;
+    tell(known?.code === "aborted" ? "aborted" : known && known.status < 500 ? "refused" : "failed");
+    throw error;
+  }
+}
+
 /** A start gives it the addresses of today: that of IPv6 comes and goes with the config, and with the machine. */
 function readdressed({ network }: Registry, instance: Instance, request: Step): Partial<Instance> {
   if (request !== "start" || !network?.enabled || instance.network.ip === null) return {};
@@ -106,8 +145,10 @@ function readdressed({ network }: Registry, instance: Instance, request: Step): 
 export function remove(registry: Registry, id: string, origin: Origin): Promise<void> {
   return registry.lanes.enter(id, "delete", async (signal) => {
     const instance = existing(registry, id);
-    if (instance.transition !== "delete") await ask(registry, "delete", instance, origin, signal);
-    await removeNow(registry, instance, origin);
+    await told(registry, "delete", instance, origin, async () => {
+      if (instance.transition !== "delete") await ask(registry, "delete", instance, origin, signal);
+      await removeNow(registry, instance, origin);
+    });
   });
 }
 

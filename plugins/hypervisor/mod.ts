@@ -13,6 +13,7 @@ import {
   type Host,
   type Hypervisor,
   type Instance,
+  type NoteKind,
 } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { didYouMean } from "../shared/nearest.ts";
@@ -22,7 +23,7 @@ import { Creation } from "./creation.ts";
 import { Reaper } from "./expiry.ts";
 import { Fields } from "./fields.ts";
 import { Lanes } from "./lanes.ts";
-import { ask, existing, featured, type Registry, remove, step } from "./lifecycle.ts";
+import { ask, existing, featured, type Registry, remove, step, told } from "./lifecycle.ts";
 import { Presenter } from "./present.ts";
 import { Readings } from "./reading.ts";
 import { Records } from "./records.ts";
@@ -50,6 +51,7 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
   const { hooks, log } = host;
   const store = host.use("store");
   const drivers = new Map<string, Driver>();
+  const noteKinds = new Map<string, NoteKind>();
   const fields = new Fields(store);
   const registry: Registry = {
     records: new Records(store, hooks),
@@ -110,14 +112,13 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
         const instance = existing(registry, id);
         const changed = bodies.update(instance, body, { now });
         if (changesNothing(instance, changed)) return instance;
-        await ask(registry, "update", instance, origin, signal, { ...instance, ...changed });
-        const updated = records.update(id, changed, {
-          action: "update",
-          origin,
-          detail: { fields: Object.keys(body as object) },
+        return await told(registry, "update", instance, origin, async () => {
+          await ask(registry, "update", instance, origin, signal, { ...instance, ...changed });
+          const detail = { fields: Object.keys(body as object) };
+          const updated = records.update(id, changed, { action: "update", origin, detail });
+          if (changed.expires_at !== undefined) reaper.sweep();
+          return updated;
         });
-        if (changed.expires_at !== undefined) reaper.sweep();
-        return updated;
       }, { joins: false });
     },
     start: (id, origin, override) => step(registry, id, "start", origin, override),
@@ -128,6 +129,20 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
     restore: (id, origin) => step(registry, id, "restore", origin),
     fork: (id, body, origin) => creation.fork(id, body, origin),
     delete: (id, origin) => remove(registry, id, origin),
+    declareNotes(kinds) {
+      const types = Object.keys(kinds);
+      const taken = types.find((type) => noteKinds.has(type));
+      if (taken) throw new TypeError(`Cannot declare notes of type "${taken}": the type is taken`);
+      for (const type of types) noteKinds.set(type, kinds[type]);
+      return { [Symbol.dispose]: () => types.forEach((type) => noteKinds.delete(type)) };
+    },
+    noteKinds: () => noteKinds,
+    note(id, draft, within) {
+      const kind = noteKinds.get(draft.type);
+      if (!kind) throw new TypeError(`Cannot note "${draft.type}": nobody has declared the type`);
+      const instance = records.find(id);
+      return instance && records.note(instance, draft, kind.event ?? draft.type, within);
+    },
     changed(id, cause) {
       look(registry, id, cause).catch((error) => {
         log.warn("Looking at instance {id} failed: {reason}", { id, reason: messageOf(error), error });

@@ -1,4 +1,14 @@
-import type { Action, Instance, LifecycleEvent, Origin, PluginHooks, State, Store } from "../../main.ts";
+import type {
+  Action,
+  Instance,
+  LifecycleEvent,
+  Note,
+  NoteDraft,
+  Origin,
+  PluginHooks,
+  State,
+  Store,
+} from "../../main.ts";
 import { DormouseError } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 
@@ -54,6 +64,7 @@ export class Records {
   readonly #now: () => number;
   readonly #statements;
   #seq: number;
+  #writing = false;
 
   constructor(store: Store, hooks: PluginHooks, now: () => number = Date.now) {
     this.#store = store;
@@ -107,7 +118,7 @@ export class Records {
   /** A new row; `prepare` adds to it what it reserves in the same transaction. */
   insert(draft: Instance, change: Change, prepare?: () => Partial<Instance>): Instance {
     if (this.#byName.has(draft.name)) throw nameConflict(draft.name);
-    return this.#commit(() => this.#write(null, { ...draft, ...prepare?.(), revision: 1 }, change)).instance;
+    return this.#commit((seq) => this.#write(seq, null, { ...draft, ...prepare?.(), revision: 1 }, change)).instance;
   }
 
   /** The next revision of a row. The time spent in the state so far is booked to it when the state changes. */
@@ -116,16 +127,44 @@ export class Records {
     const state = fields.state ?? before.state;
     const phases = state === before.state ? before.phases : book(before, this.#now());
     const after = { ...before, ...fields, state, phases, revision: before.revision + 1 };
-    return this.#commit(() => this.#write(before, after, change)).instance;
+    return this.#commit((seq) => this.#write(seq, before, after, change)).instance;
   }
 
   /** The row goes, and in the same transaction what `within` and the commit hooks remove. */
   remove(id: string, change: Change, within: () => void): void {
     const before = this.#current(id);
-    this.#commit(() => {
+    this.#commit((seq) => {
       within();
-      return this.#write(before, null, change);
+      return this.#write(seq, before, null, change);
     });
+  }
+
+  /**
+   * A note beside the changes, with what `within` writes in the same transaction; `event` is its name on streams.
+   *
+   * @throws {TypeError} in the middle of a change, which has the next number already
+   */
+  note(instance: Instance, { type, origin, summary, detail }: NoteDraft, event: string, within?: () => void): Note {
+    const note = this.#numbered((seq) => {
+      within?.();
+      const { actor, cause } = origin;
+      const { id: instance_id } = instance;
+      const about = {
+        type,
+        event,
+        instance_id,
+        instance,
+        actor,
+        cause,
+        summary,
+        detail: { ...origin.detail, ...detail },
+      };
+      const note: Note = { seq, at: this.#now(), ...about };
+      this.#hooks.apply("note:commit", note);
+      return note;
+    });
+    this.#hooks.publish("note:event", note);
+    return note;
   }
 
   #current(id: string): Instance {
@@ -135,19 +174,36 @@ export class Records {
   }
 
   /** Runs `write` in a transaction; only once that is on disk does memory follow and the event go out. */
-  #commit(write: () => LifecycleEvent): LifecycleEvent {
-    const event = this.#store.transaction(write);
-    this.#seq = event.seq;
+  #commit(write: (seq: number) => LifecycleEvent): LifecycleEvent {
+    const event = this.#numbered(write);
     if (event.to === null) this.#forget(event.instance);
     else this.#remember(event.instance);
     this.#hooks.publish("instance:event", event);
     return event;
   }
 
-  #write(before: Instance | null, after: Instance | null, { action, origin, detail }: Change): LifecycleEvent {
+  /** Runs `write` in a transaction, with the next number of the sequence, which counts only if it succeeds. */
+  #numbered<T>(write: (seq: number) => T): T {
+    if (this.#writing) throw new TypeError("Cannot change or note anything from within a change");
+    const seq = this.#seq + 1;
+    this.#writing = true;
+    try {
+      const result = this.#store.transaction(() => {
+        this.#statements.sequence.run(seq);
+        return write(seq);
+      });
+      this.#seq = seq;
+      return result;
+    } finally {
+      this.#writing = false;
+    }
+  }
+
+  #write(seq: number, before: Instance | null, after: Instance | null, change: Change): LifecycleEvent {
+    const { action, origin, detail } = change;
     const instance = (after ?? before)!;
     const event: LifecycleEvent = {
-      seq: this.#seq + 1,
+      seq,
       at: this.#now(),
       action,
       instance_id: instance.id,
@@ -158,8 +214,7 @@ export class Records {
       cause: origin.cause,
       detail: { ...origin.detail, ...detail },
     };
-    const { sequence, insert, update, remove } = this.#statements;
-    sequence.run(event.seq);
+    const { insert, update, remove } = this.#statements;
     if (!after) remove.run(instance.id);
     else if (!before) insert.run(after.id, after.name, JSON.stringify(after));
     else update.run(JSON.stringify(after), after.id);

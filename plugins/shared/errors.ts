@@ -24,6 +24,11 @@ export const ERRORS = {
   unauthorized: { status: 401, summary: "The bearer token is missing or wrong" },
   forbidden: { status: 403, summary: "The token lacks the scope that the route needs" },
   not_found: { status: 404, summary: "No such instance, route or resource" },
+  route_off: {
+    status: 404,
+    sent_as: "feature_off",
+    summary: "The route belongs to a plugin that is not turned on; clients see `feature_off`",
+  },
   log_not_found: { status: 404, summary: "The instance has no log of that source yet" },
   method_not_allowed: { status: 405, summary: "The path exists but not with that method" },
   ambiguous: { status: 409, summary: "An id prefix matches several instances" },

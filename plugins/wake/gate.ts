@@ -1,12 +1,12 @@
 import type { Socket } from "node:net";
-import type { Hypervisor } from "../../main.ts";
+import type { Hypervisor, WakeCause } from "../../main.ts";
 import { abortable } from "../shared/async.ts";
 import { type Bounds, Holding } from "./holding.ts";
 import type { Paths } from "./paths.ts";
 import { policyOf, timeoutOf } from "./policy.ts";
 import type { Readiness } from "./readiness.ts";
 import { dial } from "./splice.ts";
-import { Refused, type WakeCause, type Waker } from "./waker.ts";
+import { Refused, type Waker } from "./waker.ts";
 
 /** How often a connection follows an instance that falls asleep again before it was reached. */
 const ROUNDS = 5;

@@ -5,7 +5,7 @@
  * route by Host. All of them pass the `gate.ts`, which holds a connection (`holding.ts`) until the `waker.ts` has woken
  * the instance and its port answers (`readiness.ts`). `direct.ts` wakes those whose kernel took the connection itself.
  */
-import { definePlugin, type Event, type Guard, type Instance, type LifecycleEvent } from "../../main.ts";
+import { definePlugin, type Instance, type LifecycleEvent } from "../../main.ts";
 import { Claims } from "./claims.ts";
 import { Direct } from "./direct.ts";
 import { Elements } from "./elements.ts";
@@ -17,39 +17,7 @@ import { Paths } from "./paths.ts";
 import { forked, type Means, normalise, policyOf, refuseEndlessSleep, WakePolicy } from "./policy.ts";
 import { Proxy } from "./proxy.ts";
 import { Readiness } from "./readiness.ts";
-import { type WakeDone, Waker } from "./waker.ts";
-
-/** What the plugin has done since the host started, and does now. */
-export interface WakeStats {
-  /** Attempts to wake an instance that brought it back, and that did not. */
-  readonly wakes: number;
-  readonly failed: number;
-  /** Connections and requests that came here, and those of them that were refused. */
-  readonly connections: number;
-  readonly refused: number;
-  /** Requests for hosts that nobody has. */
-  readonly unknown_hosts: number;
-  /** Connections that wait, and that are passed on, now. */
-  readonly held: number;
-  readonly piped: number;
-}
-export interface Wake {
-  stats(): WakeStats;
-  /** Where `http_listen` listens, once the host is up. */
-  readonly url: string | null;
-}
-
-declare module "../../main.ts" {
-  interface Services {
-    wake: Wake;
-  }
-  interface Hooks {
-    /** Each attempt to wake an instance, after it. */
-    "wake:done": Event<WakeDone>;
-    /** With `ready: "health"`, once the port answers: passes when the instance is healthy, else a throw tries again. */
-    "wake:ready": Guard<{ readonly instance: Instance; readonly signal: AbortSignal }>;
-  }
-}
+import { Waker } from "./waker.ts";
 
 /** After all other guards, so that an instance which one of them keeps awake has lost nothing. */
 const LAST = Number.MIN_SAFE_INTEGER;
@@ -139,6 +107,20 @@ export default definePlugin<WakeOptions>({
       forked,
     });
     host.defer(() => extension[Symbol.dispose]());
+
+    const notes = hypervisor.declareNotes({ "wake:done": { help: "An attempt to wake an instance, after it" } });
+    host.defer(() => notes[Symbol.dispose]());
+    hooks.on("wake:done", async ({ instance_id, name, cause, error, latency_ms }) => {
+      // Whoever it was woken for is served first: a note is on disk before `note()` returns.
+      await new Promise((resolve) => setImmediate(resolve));
+      const ms = Math.round(latency_ms * 10) / 10;
+      hypervisor.note(instance_id, {
+        type: "wake:done",
+        origin: { actor: "wake", cause },
+        summary: error === null ? `"${name}" was woken in ${ms} ms` : `Cannot wake "${name}": ${error}`,
+        detail: { error, latency_ms: ms },
+      });
+    }, { consumer: "wake-notes", buffer: 4096 });
 
     const admit = async (instance: Instance) => {
       refuseEndlessSleep(instance, means());

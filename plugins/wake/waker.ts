@@ -1,12 +1,16 @@
-import { DormouseError, type Hypervisor, type Instance, type Origin, type PluginHooks } from "../../main.ts";
+import {
+  DormouseError,
+  type Hypervisor,
+  type Instance,
+  type Origin,
+  type PluginHooks,
+  type WakeCause,
+} from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { policyOf, timeoutOf } from "./policy.ts";
 
 const BACK_OFF_MS = 1_000;
 const LONGEST_BACK_OFF_MS = 60_000;
-
-/** What made an instance wake: a published port, `http_listen`, or a connection to its own address. */
-export type WakeCause = "port" | "http" | "connection";
 
 /** Why a connection is not served: told to the client only as a status. */
 export type Refusal = "unknown" | "asleep" | "backing_off" | "full" | "failed" | "late" | "closing";
@@ -24,17 +28,6 @@ export class Refused extends Error {
   get status(): 404 | 503 | 504 {
     return this.refusal === "unknown" ? 404 : this.refusal === "late" ? 504 : 503;
   }
-}
-
-/** One attempt to wake an instance, for whoever keeps or counts them. */
-export interface WakeDone {
-  readonly instance_id: string;
-  readonly name: string;
-  readonly cause: WakeCause;
-  /** Null where it runs now. */
-  readonly error: string | null;
-  /** Milliseconds from the first connection to `Running`. */
-  readonly latency_ms: number;
 }
 
 export interface WakerOptions {

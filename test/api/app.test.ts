@@ -28,6 +28,8 @@ function app(routes: ApiRoute[], { options = {}, ...context }: {
     log: getLogger(["dormouse", "api"]),
     closing: new AbortController().signal,
     trusting: true,
+    plugins: new Map([["lazy", true]]),
+    answered: () => {},
     ...context,
     options: { request_timeout: 60_000, tokens: [], access_log: true, ...options },
   });

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { getLogger } from "@logtape/logtape";
-import type { LifecycleEvent } from "../../main.ts";
+import { definePlugin, type LifecycleEvent, type Plugin } from "../../main.ts";
 import { Streams } from "../../plugins/api/sse.ts";
 import { cleanup, temporaryFolder, until } from "../helpers.ts";
 import { apiHost, openStream } from "./support.ts";
@@ -155,4 +155,65 @@ test("answer() refuses more than 256 streams until one ends", async () => {
   responses.push(streams.answer(call, ({ signal }) => forever(signal)));
   await Promise.all(responses.slice(1).map((response) => response.body!.cancel()));
   await until("all free", () => streams.open === 0);
+});
+
+test("GET /events streams notes in their envelope, and filters them by type or by name", async (t) => {
+  const noting = definePlugin({
+    name: "noting",
+    requires: ["hypervisor"],
+    setup: (host) =>
+      void host.use("hypervisor").declareNotes({
+        rain: { help: "It rains", event: "rain.began" },
+        sun: { help: "Sun" },
+      }),
+  });
+  const { url, call, hypervisor } = await apiHost(t, { plugins: [noting as Plugin] });
+  const { body } = await call("POST", "/instances", BODY);
+  const streams = await Promise.all(
+    ["", "?type=rain", "?type=rain.began,stop"].map((query) => openStream(t, `${url}/events${query}`)),
+  );
+  const origin = { actor: "sky", cause: "clouds" };
+  hypervisor.note(body.id, { type: "sun", origin, summary: "The sun shines" });
+  const note = hypervisor.note(body.id, { type: "rain", origin, summary: "It rains", detail: { drops: 7 } })!;
+  const first = await streams[0].event();
+  assert.deepEqual([first!.event, first!.id], ["sun", String(note.seq - 1)]);
+  for (const { event } of streams) {
+    const message = await event();
+    assert.deepEqual([message!.event, message!.id], ["rain.began", String(note.seq)]);
+    const { seq, ts, ...rest } = JSON.parse(message!.data!);
+    assert.deepEqual(rest, {
+      type: "rain.began",
+      instance: body.id,
+      summary: "It rains",
+      detail: { drops: 7 },
+      actor: "sky",
+      cause: "clouds",
+    });
+    assert.deepEqual([seq, ts], [note.seq, new Date(note.at).toISOString()]);
+  }
+});
+
+test("what needs a plugin that is off is refused by the plugin's name", async (t) => {
+  const { call } = await apiHost(t);
+  await call("POST", "/instances", BODY);
+  for (
+    const [method, path, plugin, status] of [
+      ["GET", "/events?since=3", "journal", 400],
+      ["GET", "/events?format=json", "journal", 400],
+      ["GET", "/instances/web/events", "journal", 404],
+      ["POST", "/instances/web/acquire", "lazy", 404],
+      ["DELETE", "/instances/web/leases/x", "lazy", 404],
+      ["GET", "/agents", "lazy", 404],
+      ["GET", "/metrics", "metrics", 404],
+      ["GET", "/instances/web/auto-standby/status", "conntrack-standby", 404],
+    ] as const
+  ) {
+    const reply = await call(method, path);
+    assert.deepEqual([reply.status, reply.body.code, reply.body.details.plugin], [status, "feature_off", plugin], path);
+    assert.match(reply.body.message, new RegExp(`turn on its plugin with \\[plugins\\.${plugin}\\] in the config$`));
+  }
+  for (const [field, plugin] of [["health_check", "health"], ["restart_policy", "restart"], ["lazy", "lazy"]]) {
+    const reply = await call("POST", "/instances", { ...BODY, name: "other", [field]: {} });
+    assert.deepEqual([reply.status, reply.body.code, reply.body.details.plugin], [400, "feature_off", plugin]);
+  }
 });

@@ -25,10 +25,22 @@ function inProcess({ hypervisor }: ApiFixture, request_timeout: number) {
     arrive();
     return waiting;
   };
-  const api: Api = { url: "", route: (route) => void routes.push(route) };
-  inspectionRoutes(api, { ...hypervisor, wait }, new Streams(log));
+  const streams = new Streams(log);
+  const api: Api = {
+    url: "",
+    route: (route) => void routes.push(route),
+    stream: (call, work) => streams.answer(call, work),
+  };
+  inspectionRoutes(api, { ...hypervisor, wait });
   const options = { request_timeout, tokens: [], access_log: false };
-  const app = createApp(routes, { options, log, closing: new AbortController().signal, trusting: true });
+  const app = createApp(routes, {
+    options,
+    log,
+    closing: new AbortController().signal,
+    trusting: true,
+    plugins: new Map(),
+    answered: () => {},
+  });
   const arrival = () => new Promise<void>((resolve) => arrive = resolve);
   return { app, arrival };
 }

@@ -82,12 +82,15 @@ export interface ApiFixtureOptions {
   table?: Record<string, unknown>;
   driver?: TalkingDriver;
   routes?: ApiRoute[];
+  plugins?: Plugin[];
+  /** The tables of these, by name. */
+  tables?: Record<string, Record<string, unknown>>;
   host?: Record<string, unknown>;
 }
 
 /** A host with the real store, registry and API on a free port of loopback, and the talking driver. */
 export async function apiHost(t: TestContext, options: ApiFixtureOptions = {}): Promise<ApiFixture> {
-  const { driver = new TalkingDriver(), table = {}, routes = [] } = options;
+  const { driver = new TalkingDriver(), table = {}, routes = [], plugins = [] } = options;
   const talking = definePlugin({
     name: "talking",
     requires: ["hypervisor", "api"],
@@ -98,10 +101,11 @@ export async function apiHost(t: TestContext, options: ApiFixtureOptions = {}): 
     },
   });
   const tables = {
+    ...options.tables,
     hypervisor: { default_driver: "scripted" },
     api: { listen: "127.0.0.1:0", access_log: false, ...table },
   };
-  const all = [storePlugin, hypervisorPlugin, talking, apiPlugin] as Plugin[];
+  const all = [storePlugin, hypervisorPlugin, talking, apiPlugin, ...plugins] as Plugin[];
   const { folder, host: hostTable } = options;
   const host = await startWith(t, all, { tables, ...(folder && { folder }), ...(hostTable && { host: hostTable }) });
   const api = host.use("api");

@@ -61,7 +61,7 @@ export async function main(): Promise<void> {
     const options = { request_timeout: 60_000, tokens: [], access_log: true };
     const log = getLogger(["dormouse", "api"]);
     const closing = new AbortController().signal;
-    const ours = createApp(routes, { options, log, closing, trusting: true });
+    const ours = createApp(routes, { options, log, closing, trusting: true, plugins: new Map(), answered: () => {} });
     const text = await (await ours.request("/instances")).text();
     const bare = new Hono().get("/instances", (c) => c.body(text, 200, { "Content-Type": "application/json" }));
     console.log(`list: ${INSTANCES} instances, ${text.length} bytes`);

@@ -3,7 +3,8 @@ import { test } from "node:test";
 import { definePlugin, Veto } from "../../main.ts";
 import { capturedLogs } from "../helpers.ts";
 import { gate } from "../hypervisor/scripted.ts";
-import { flow, ORIGIN, settle, world } from "./world.ts";
+import { settle } from "../clock.ts";
+import { flow, ORIGIN, world } from "./world.ts";
 
 // I4: what is placed in the middle of the confirming dump counts.
 test("a connection or another action during the confirming dump ends the attempt", async (t) => {

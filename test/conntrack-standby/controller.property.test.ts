@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { flow, ORIGIN, settle, world } from "./world.ts";
+import { settle } from "../clock.ts";
+import { flow, ORIGIN, world } from "./world.ts";
 
 const INSTANCES = 4;
 const STATES = ["SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "UNKNOWN_12"];

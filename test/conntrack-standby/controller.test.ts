@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { capturedLogs, temporaryFolder } from "../helpers.ts";
 import { gate, ScriptedDriver } from "../hypervisor/scripted.ts";
-import { flow, ManualClock, ORIGIN, ScriptedKernel, settle, world } from "./world.ts";
+import { ManualClock, settle } from "../clock.ts";
+import { flow, ORIGIN, ScriptedKernel, world } from "./world.ts";
 
 const POLICY = { enabled: true, idle_timeout: "10s" };
 

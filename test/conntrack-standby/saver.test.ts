@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Saver } from "../../plugins/conntrack-standby/saver.ts";
 import type { Store } from "../../main.ts";
-import { ManualClock } from "./world.ts";
+import { ManualClock } from "../clock.ts";
 
 function saver() {
   const clock = new ManualClock();

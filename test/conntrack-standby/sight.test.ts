@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { capturedLogs } from "../helpers.ts";
-import { flow, settle, world } from "./world.ts";
+import { settle } from "../clock.ts";
+import { flow, world } from "./world.ts";
 
 // I3: an event that was lost without a word is made up for by the dump before the sleep.
 test("an instance does not sleep when the dump shows a connection that no event told of", async (t) => {

@@ -7,7 +7,8 @@ import apiPlugin from "../../plugins/api/mod.ts";
 import { Status } from "../../plugins/conntrack-standby/status.ts";
 import { temporaryFolder } from "../helpers.ts";
 import { gate, ScriptedDriver } from "../hypervisor/scripted.ts";
-import { flow, ManualClock, ORIGIN, settle, world, type WorldOptions } from "./world.ts";
+import { ManualClock, settle } from "../clock.ts";
+import { flow, ORIGIN, world, type WorldOptions } from "./world.ts";
 
 const START = Date.UTC(2030, 0, 1);
 const at = (seconds: number) => new Date(START + seconds * 1_000).toISOString();

@@ -3,7 +3,6 @@ import { type Api, type ApiCall, DormouseError, type Hypervisor, type Instance, 
 import { delay } from "../../shared/async.ts";
 import { parseDuration } from "../../shared/duration.ts";
 import * as schemas from "../schemas.ts";
-import type { Streams } from "../sse.ts";
 
 const MAX_OUTPUT = 1024 * 1024;
 const DEFAULT_TIMEOUT = 60_000;
@@ -11,7 +10,7 @@ const DEFAULT_TIMEOUT = 60_000;
 const FIRST_LINE_WITHIN = 250;
 
 /** Routes that look into instances: wait, logs, stats, stat and exec. */
-export function inspectionRoutes(api: Api, hypervisor: Hypervisor, streams: Streams): void {
+export function inspectionRoutes(api: Api, hypervisor: Hypervisor): void {
   const named = ({ params }: ApiCall): Instance => hypervisor.resolve(params.id);
 
   api.route({
@@ -54,7 +53,7 @@ export function inspectionRoutes(api: Api, hypervisor: Hypervisor, streams: Stre
         return lines.return?.();
       };
       try {
-        return streams.answer(call, async (stream) => {
+        return api.stream(call, async (stream) => {
           stream.signal.addEventListener("abort", () => left.abort(), { once: true });
           try {
             for (let next = await first; !next.done && !stream.signal.aborted; next = await lines.next()) {

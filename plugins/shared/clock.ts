@@ -1,7 +1,7 @@
 /** The longest delay that `setTimeout` takes; beyond it it fires at once. */
 const LONGEST = 2 ** 31 - 1;
 
-/** Time as the plugin sees it, so that a test can be its own clock. */
+/** Time as a plugin sees it, so that a test can be its own clock. */
 export interface Clock {
   /** Milliseconds since the epoch. It may step, in either direction. */
   now(): number;
