@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { flow, ORIGIN, settle, world } from "../conntrack-standby/world.ts";
+import { settle } from "../clock.ts";
+import { flow, ORIGIN, world } from "../conntrack-standby/world.ts";
 import { capturedLogs, temporaryFolder, until } from "../helpers.ts";
 import { directPlugin } from "./direct.ts";
 

@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { test } from "node:test";
 import { PROBE_PORTS } from "../../plugins/shared/probe-ports.ts";
 import { Readiness } from "../../plugins/wake/readiness.ts";
-import { settle } from "../conntrack-standby/world.ts";
+import { settle } from "../clock.ts";
 import { cleanup } from "../helpers.ts";
 import { ORIGIN } from "../hypervisor/scripted.ts";
 import { talk, wakeWorld } from "./world.ts";

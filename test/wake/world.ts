@@ -2,8 +2,8 @@
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import type { TestContext } from "node:test";
-import type { Instance, Plugin } from "../../main.ts";
-import wakePlugin, { type Wake } from "../../plugins/wake/mod.ts";
+import type { Instance, Plugin, Wake } from "../../main.ts";
+import wakePlugin from "../../plugins/wake/mod.ts";
 import { cleanup } from "../helpers.ts";
 import { type Fixture, ORIGIN, registryHost, ScriptedDriver } from "../hypervisor/scripted.ts";
 
