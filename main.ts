@@ -277,10 +277,7 @@ export interface Hypervisor {
   /** What a plugin's notes are about, by type: what clients may ask for. @throws {TypeError} where a type is taken */
   declareNotes(kinds: Readonly<Record<string, features.NoteKind>>): Disposable;
   noteKinds(): ReadonlyMap<string, features.NoteKind>;
-  /**
-   * Adds to an instance's history what is no change of its state, with what `within` writes in the same transaction; does
-   * nothing, and returns nothing, where the instance is gone. Not from within a change or another note.
-   */
+  /** Adds what is no change to an instance's history, with what `within` writes, unless it is gone. Not from a change. */
   note(id: string, draft: features.NoteDraft, within?: () => void): features.Note | undefined;
   /** A driver noticed something: look again soon, under the lock, and commit what changed. */
   changed(id: string, cause: string): void;
@@ -293,10 +290,9 @@ export interface Hypervisor {
   presentJson(instance: Instance): string;
 }
 
-/** How an instance reaches the network. */
+/** How an instance reaches the network; `reason` is what is missing when it is not enabled. */
 export interface Network {
   readonly enabled: boolean;
-  /** What is missing, when not enabled. */
   readonly reason: string | null;
   readonly bridge: string;
   readonly subnet: string;
@@ -310,6 +306,8 @@ export interface Network {
   release(id: string): void;
   /** Makes the instance's namespace and its veth into the bridge; the name of the namespace. Repeats are no error. */
   attach(instance: Instance): Promise<{ namespace: string; host_device: string }>;
+  /** Makes a TAP into the bridge that a program of `uid` may open; its name. What is plugged in gets the instance's mac. */
+  attachTap(instance: Instance, uid: number): Promise<string>;
   detach(instance: Instance): Promise<void>;
 }
 

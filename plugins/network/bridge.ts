@@ -4,7 +4,7 @@ import process from "node:process";
 import { DormouseError } from "../../main.ts";
 import { CommandError, run } from "../shared/run.ts";
 import { applyRules, removeRules } from "./firewall.ts";
-import { devices, ip, ipEach, type Link, linkOf, namespaces, oneLine, type Route, routes } from "./ip.ts";
+import { devices, hasPlugged, ip, ipEach, type Link, linkOf, namespaces, oneLine, type Route, routes } from "./ip.ts";
 import { addressOfDevice, deviceOf, namespaceOf, type Place, portLines } from "./ports.ts";
 import { macOf, overlap } from "./subnet.ts";
 import { lacking6 } from "./subnet6.ts";
@@ -124,17 +124,17 @@ async function ownLink({ bridge, subnet }: Place, owner: string): Promise<Link |
     return link;
   }
   const other = link.ifalias.slice(MARK.length);
-  if (other !== owner && inUse(bridge, other)) throw refuse(`the host with data_dir "${other}"`);
+  if (other !== owner && await inUse(bridge, other)) throw refuse(`the host with data_dir "${other}"`);
   return link;
 }
 
 // A bridge whose host is not up, and has left no instance on it, goes to whoever comes next; so does one whose data_dir
 // was moved or deleted.
-function inUse(bridge: string, dataDir: string): boolean {
+async function inUse(bridge: string, dataDir: string): Promise<boolean> {
   if (!existsSync(join(dataDir, "dormouse.db"))) return false;
   const pidFile = join(dataDir, "dormouse.pid");
   const up = existsSync(pidFile) && existsSync(`/proc/${readFileSync(pidFile, "utf8").trim()}`);
-  return up || namespaces().some((name) => name.startsWith(`${bridge}-`));
+  return up || namespaces().some((name) => name.startsWith(`${bridge}-`)) || await hasPlugged(bridge);
 }
 
 function addressesOf(link: Link | null, wanted: "inet" | "inet6"): string[] {

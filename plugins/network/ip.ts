@@ -93,6 +93,12 @@ export async function linkOf(name: string): Promise<Link> {
   return JSON.parse(await run("ip", ["-j", "-d", "addr", "show", "dev", name]))[0];
 }
 
+/** Whether a bridge has a port at whose other end somebody is: the TAP of a machine that runs, an instance's veth. */
+export async function hasPlugged(bridge: string): Promise<boolean> {
+  const ports: { flags: string[] }[] = JSON.parse(await run("ip", ["-j", "link", "show", "master", bridge]));
+  return ports.some(({ flags = [] }) => flags.includes("LOWER_UP"));
+}
+
 /** What a failed command says, for a line in the log. */
 export function oneLine(error: CommandError): string {
   return error.message.replaceAll(/\s*\n\s*/g, "; ");

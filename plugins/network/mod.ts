@@ -8,7 +8,7 @@ import { CommandError } from "../shared/run.ts";
 import { Addresses } from "./addresses.ts";
 import { bringUp, purge, unsupported } from "./bridge.ts";
 import { oneLine } from "./ip.ts";
-import { attach, detach, deviceOf, ip6Of, namespaceOf, type Place } from "./ports.ts";
+import { attach, attachTap, detach, deviceOf, ip6Of, namespaceOf, type Place } from "./ports.ts";
 import { macOf, parseSubnet, type Subnet } from "./subnet.ts";
 import { lacking6, localSubnet6, parseSubnet6, type Subnet6 } from "./subnet6.ts";
 
@@ -117,6 +117,13 @@ function networkOf(place: Place, addresses: Addresses, reason: string | null): N
       if (ip === null) throw new TypeError(`Cannot attach instance "${instance.name}": it has no address`);
       await attach(place, instance, ip);
       return { namespace: namespaceOf(place, instance.id), host_device: deviceOf(ip) };
+    },
+    async attachTap(instance, uid) {
+      const { ip } = instance.network;
+      refuseWhenOff(`attach instance "${instance.name}"`);
+      if (ip === null) throw new TypeError(`Cannot attach instance "${instance.name}": it has no address`);
+      await attachTap(place, instance, ip, uid);
+      return deviceOf(ip);
     },
     async detach({ id, network }) {
       // What is left behind while the network is off is removed at the next start at which it is on.

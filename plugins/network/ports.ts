@@ -58,17 +58,36 @@ export function portLines(place: Place, address: string): string[] {
  * @throws {CommandError}
  * @throws {DormouseError} `insufficient_resources` where the bridge has no port left
  */
-export async function attach(place: Place, { id, name, network }: Instance, address: string): Promise<void> {
+export async function attach(place: Place, instance: Instance, address: string): Promise<void> {
+  const { id, network } = instance;
   const namespace = namespaceOf(place, id);
   // An address that its row does not tell, or tells otherwise, is one that nobody watches: it gets it at its next start.
   const wanted = network.ip6 === ip6Of(place, address) ? place : { ...place, subnet6: null };
-  try {
-    await tie(wanted, namespace, address).catch((error: unknown) => {
+  await orDetach(place, instance, address, () =>
+    tie(wanted, namespace, address).catch((error: unknown) => {
       if (!(error instanceof CommandError) || isFull(error)) throw error;
       // A host that was killed can leave an `ip` that is still at it for a moment: look again, once. And a device whose
       // other end is not in this namespace was of one that is gone.
       return tie(wanted, namespace, address, { anew: /Cannot find device "eth0"/.test(error.stderr) });
-    });
+    }));
+}
+
+/**
+ * Makes the instance's TAP, which programs of `uid` may open, or what is missing of it. One that is there is kept: a
+ * machine that outlived the host has it open.
+ *
+ * @throws {CommandError}
+ * @throws {DormouseError} `insufficient_resources` where the bridge has no port left
+ */
+export async function attachTap(place: Place, instance: Instance, address: string, uid: number): Promise<void> {
+  const device = deviceOf(address);
+  const lines = devices().has(device) ? [] : [`tuntap add dev ${device} mode tap user ${uid}`];
+  await orDetach(place, instance, address, () => ip([...lines, ...portLines(place, address)]));
+}
+
+async function orDetach(place: Place, { id, name }: Instance, address: string, work: () => Promise<void>) {
+  try {
+    await work();
   } catch (error) {
     if (!(error instanceof CommandError) || !isFull(error)) throw error;
     await detach(place, id, address); // it was not attached before, so nothing runs in it

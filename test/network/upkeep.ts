@@ -70,6 +70,32 @@ test("attach() makes whole what a host left that died in the middle of it", asyn
   assert.equal(await run("ip", ["neigh", "show", "dev", BRIDGE, "nud", "permanent"]), "");
 });
 
+test("attachTap() makes a port that a user may open, keeps one that is open, and a purge takes it away", async (t) => {
+  const { folder, host, network, instance } = await worldOf(t);
+  const a = instance("a");
+  const device = await network.attachTap(a, 65534);
+  assert.equal(device, "dm-0a590702");
+  const link = await run("ip", ["-d", "link", "show", "dev", device]);
+  assert.match(link, new RegExp(`master ${BRIDGE} `));
+  assert.match(link, /tun type tap .*user (nobody|65534)/);
+  assert.match(link, /isolated on/);
+  const neighbours = await run("ip", ["neigh", "show", "dev", BRIDGE, "nud", "permanent"]);
+  assert.ok(neighbours.includes(`${a.network.ip} lladdr ${a.network.mac}`), neighbours);
+  const index = /^\d+/.exec(link)![0];
+  await ip(`link set dev ${device} nomaster down`);
+  assert.equal(await network.attachTap(a, 65534), device);
+  const again = await run("ip", ["-d", "link", "show", "dev", device]);
+  assert.equal(/^\d+/.exec(again)![0], index, "it is the same device");
+  assert.match(again, new RegExp(`master ${BRIDGE} `));
+  await network.detach(a);
+  await network.detach(a);
+  assert.doesNotMatch(await traces(), /dm-/);
+  await network.attachTap(a, 65534);
+  await host.close();
+  await purge(t, folder);
+  assert.doesNotMatch(await traces(), /dm-|dmtest0/);
+});
+
 test("attach() and a restart work after a host that was killed at any moment of them", async (t) => {
   const folder = temporaryFolder(t);
   const config = configIn(folder);
