@@ -212,7 +212,7 @@ export type CommitName = NamesOf<"commit">;
 export type EventName = NamesOf<"event">;
 type PayloadOf<N extends keyof Hooks> = Hooks[N]["payload"];
 
-/** The hook bus as a plugin sees it: what it registers is undone when it closes. */
+/** The hook bus as a plugin sees it: what it registers is undone when it closes, commit hooks when all have. */
 export interface PluginHooks {
   guard<N extends GuardName>(
     name: N,
@@ -396,6 +396,7 @@ export class HookBus {
   /** Lists are replaced, never changed: a call in progress goes on over the list that it began with. */
   #handlers = new Map<string, readonly Handler[]>();
   #events = new Map<string, EventHook>();
+  readonly commits = new Closers(); // undone last: an action under way is concluded after plugins have closed
   readonly #buffer: number;
   readonly #timeout: number;
 
@@ -407,15 +408,15 @@ export class HookBus {
 
   /** The bus for one plugin: `owner` in errors and statistics, each undo added to `closers` until it is used. */
   view(owner: string, closers = new Closers()): PluginHooks {
-    const undoable = (undo: Undo): Disposable => {
-      const forget = closers.add(undo);
+    const undoable = (undo: Undo, undos = closers): Disposable => {
+      const forget = undos.add(undo);
       return { [Symbol.dispose]: () => (forget(), void undo()) };
     };
     return {
       guard: (name, call, { priority = 0, timeout = this.#timeout } = {}) =>
         undoable(this.#add(name, owner, call as Handler["call"], priority, timeout)),
       commit: (name, call, { priority = 0 } = {}) =>
-        undoable(this.#add(name, owner, call as Handler["call"], priority)),
+        undoable(this.#add(name, owner, call as Handler["call"], priority), this.commits),
       on: (name, call, options = {}) => undoable(this.#subscribe(name, owner, call as Handler["call"], options)),
       ask: (name, payload) => this.#ask(name, payload),
       apply: (name, payload) => this.#apply(name, payload),
@@ -582,6 +583,7 @@ export async function startHost(config: Config, plugins: Loaded[], command?: str
       await closers.close((closer) => step(plugin.name, closer));
       up.set(plugin.name, false);
     }
+    await bus.commits.close((closer) => step("the commit hooks", closer));
   }
 
   for (const { plugin, options, closers } of loaded) {

@@ -1,8 +1,8 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { Context, MiddlewareHandler } from "hono";
 import { bearerAuth } from "hono/bearer-auth";
-import ipaddr from "ipaddr.js";
 import { DormouseError } from "../../main.ts";
+import { isLoopbackName } from "../shared/listen.ts";
 import { bodyOf } from "./errors.ts";
 import type { Token } from "./options.ts";
 
@@ -78,12 +78,6 @@ export async function refuseWebPages(c: Context<Env>, next: () => Promise<void>)
 function forbidden(header: string, value: string): DormouseError {
   const message = `Cannot serve web pages of other sites without a token: ${header} is "${value.slice(0, 100)}"`;
   return new DormouseError("forbidden", message);
-}
-
-function isLoopbackName(host: string): boolean {
-  const name = host.replace(/:\d*$/, "").replace(/^\[(.*)\]$/, "$1").toLowerCase();
-  if (name === "localhost" || name.endsWith(".localhost")) return true;
-  return ipaddr.isValid(name) && ipaddr.process(name).range() === "loopback";
 }
 
 function originHost(origin: string): string | undefined {

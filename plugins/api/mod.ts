@@ -6,10 +6,11 @@
  */
 import { type Api, definePlugin, DormouseError } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
+import { parseListen } from "../shared/listen.ts";
 import { createApp } from "./app.ts";
 import { documentRoutes } from "./docs.ts";
 import { Idempotency } from "./idempotency.ts";
-import { ApiOptions, parseListen } from "./options.ts";
+import { ApiOptions } from "./options.ts";
 import { RouteTable } from "./routes.ts";
 import { actionRoutes } from "./routes/actions.ts";
 import { liveEvents } from "./routes/events.ts";

@@ -12,8 +12,10 @@ type Documented = v.GenericSchema | (() => v.GenericSchema);
 export function described(route: ApiRoute): MiddlewareHandler {
   const { summary, scope, responses, bodyOptional } = route;
   const answers: ResponsesWithResolver = {};
-  for (const [status, { description, schema, type = "application/json" }] of Object.entries(responses)) {
-    answers[status] = { description, ...(schema && { content: { [type]: { schema: resolver(made(schema)) } } }) };
+  for (const [status, { description, schema, type = "application/json", also }] of Object.entries(responses)) {
+    const schemas = Object.entries({ ...(schema && { [type]: schema }), ...also });
+    const content = Object.fromEntries(schemas.map(([type, each]) => [type, { schema: resolver(made(each)) }]));
+    answers[status] = { description, ...(schemas.length > 0 && { content }) };
   }
   answers.default = { description: "An error", content: { "application/json": { schema: resolver(ErrorBody) } } };
   return describeRoute({

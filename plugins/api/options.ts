@@ -1,5 +1,5 @@
-import ipaddr from "ipaddr.js";
 import * as v from "valibot";
+import { isLocal, parseListen } from "../shared/listen.ts";
 import { duration } from "../shared/schemas.ts";
 
 /** A token's scope: `*`, `instance:*` or `instance:read`. */
@@ -67,23 +67,3 @@ export const ApiOptions = v.pipe(
   }),
 );
 export type ApiOptions = v.InferOutput<typeof ApiOptions>;
-
-/** Where to listen: an address and a port, or a socket file. */
-export type Listen = { hostname: string; port: number } | { path: string };
-
-/** The `listen` option taken apart; undefined for what is none. */
-export function parseListen(text: string): Listen | undefined {
-  if (text.startsWith("unix:/")) return { path: text.slice("unix:".length) };
-  const [, bracketed, plain, digits] = /^(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})$/.exec(text) ?? [];
-  const hostname = bracketed ?? plain;
-  const port = Number(digits);
-  if (hostname === undefined || port > 65535) return undefined;
-  if (hostname === "localhost") return { hostname: "127.0.0.1", port };
-  const fits = bracketed === undefined ? ipaddr.IPv4.isValidFourPartDecimal(hostname) : ipaddr.IPv6.isValid(hostname);
-  return fits ? { hostname, port } : undefined;
-}
-
-/** Whether only this machine can reach it. */
-export function isLocal(listen: Listen): boolean {
-  return "path" in listen || ipaddr.process(listen.hostname).range() === "loopback";
-}

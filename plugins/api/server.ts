@@ -6,7 +6,7 @@ import { connect } from "node:net";
 import process from "node:process";
 import { createAdaptorServer } from "@hono/node-server";
 import { deadline } from "../shared/async.ts";
-import type { Listen } from "./options.ts";
+import type { Listen } from "../shared/listen.ts";
 
 type Fetch = (request: Request) => Response | Promise<Response>;
 

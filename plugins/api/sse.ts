@@ -76,6 +76,8 @@ export class Streams {
         clearInterval(timer);
         signal.removeEventListener("abort", stop);
         this.#open--;
+        // What is left while the client still has to take something would wait for as long as it likes.
+        if (writing > 0) api.abort();
         void api.close();
       }
     };

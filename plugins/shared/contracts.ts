@@ -154,7 +154,13 @@ export interface ApiRoute {
   bodyChecked?: boolean;
   /** The code for a wrong value of a field of the body or the query; `invalid_request` for those that are not here. */
   codes?: Readonly<Record<string, ErrorCode>>;
-  responses: Record<number, { description: string; schema?: v.GenericSchema | (() => v.GenericSchema); type?: string }>;
+  responses: Record<number, {
+    description: string;
+    schema?: v.GenericSchema | (() => v.GenericSchema);
+    type?: string;
+    /** For other content types that a client can ask for, by type. */
+    also?: Readonly<Record<string, v.GenericSchema | (() => v.GenericSchema)>>;
+  }>;
   /** Exempt from the request timeout: streams and long polls, which end by themselves when `signal` aborts. */
   long?: boolean;
   handle(call: ApiCall): MaybePromise<Response | { status: number; body?: unknown }>;

@@ -18,7 +18,10 @@ export const ERRORS = {
   invalid_ttl: { status: 400, summary: "A ttl is not a duration" },
   invalid_expires_at: { status: 400, summary: "expires_at is not a time in the future" },
   invalid_wake: { status: 400, summary: "The wake policy is wrong, or cannot work for this instance" },
+  invalid_health_check: { status: 400, summary: "The health check is wrong, or cannot work for this instance" },
   invalid_auto_standby: { status: 400, summary: "The auto_standby policy has a wrong value" },
+  invalid_restart_policy: { status: 400, summary: "The restart_policy has a wrong value" },
+  invalid_lazy: { status: 400, summary: "The lazy policy has a wrong value, or its driver has no standby" },
   feature_off: { status: 400, summary: "The field belongs to a plugin that is not turned on" },
   unknown_driver: { status: 400, summary: "No driver of that name is loaded" },
   unauthorized: { status: 401, summary: "The bearer token is missing or wrong" },
@@ -30,6 +33,7 @@ export const ERRORS = {
     summary: "The route belongs to a plugin that is not turned on; clients see `feature_off`",
   },
   log_not_found: { status: 404, summary: "The instance has no log of that source yet" },
+  lease_not_found: { status: 404, summary: "The lease was released, has ended, or ended with a stop of its instance" },
   method_not_allowed: { status: 405, summary: "The path exists but not with that method" },
   ambiguous: { status: 409, summary: "An id prefix matches several instances" },
   name_conflict: { status: 409, summary: "Another instance has the name" },
@@ -38,6 +42,8 @@ export const ERRORS = {
   invalid_state: { status: 409, summary: "The action is not allowed in the instance's state" },
   aborted: { status: 409, summary: "A later request overtook the action before it was complete" },
   vetoed: { status: 409, summary: "A guard refused the action; details carry its code and reason" },
+  not_lazy: { status: 409, summary: "The instance is not lazy, so there are no leases of it" },
+  lazy_start_failed: { status: 409, summary: "The instance did not stay up until it was ready" },
   instance_in_standby: { status: 409, summary: "A hold came too late: the instance sleeps, or is about to or to stop" },
   instance_expired: { status: 409, summary: "The instance is past its expiry and about to be deleted" },
   insufficient_resources: { status: 409, summary: "Addresses, memory or another resource is used up" },
@@ -52,6 +58,10 @@ export const ERRORS = {
   internal_error: { status: 500, summary: "An error in Dormouse itself; the log has the request id" },
   shutting_down: { status: 503, summary: "The host is closing" },
   request_timeout: { status: 504, summary: "The request ran past the API's own time limit" },
+  lazy_start_timeout: {
+    status: 504,
+    summary: "The instance was not ready within start_timeout; it is left to become so",
+  },
   // What ends the start-up.
   config_invalid: { status: null, summary: "The config file, an override or a plugin's options are wrong" },
   plugin_unknown: {

@@ -179,7 +179,10 @@ export interface Restart {
 }
 
 export const LAZY = ["stopped", "starting", "running", "idle", "stopping", "failed"] as const;
-/** `running`: leases are held. `idle`: none is, the idle window passes. `failed`: the last start did not work. */
+/**
+ * `running`: leases are held. `idle`: none is, the idle window passes. `failed`: the last start did not work, or nobody can
+ * tell what the instance does. `stopped`: it does not run; it may be asleep or paused.
+ */
 export type LazyState = (typeof LAZY)[number];
 export interface Lazy {
   stats(): { states: Readonly<Record<LazyState, number>>; leases: number };
@@ -212,6 +215,18 @@ export interface JournalQuery {
   /** Types or names of events. */
   types?: readonly string[];
 }
+export interface WebhookStats {
+  /** Without its query. */
+  readonly url: string;
+  /** Rows that it has not been sent; those that it has yet to look at count whatever their type. */
+  readonly backlog: number;
+  /** Since the oldest of these. */
+  readonly lag_ms: number;
+  /** Attempts that failed, rows that were taken, and rows that were pruned before, since the host started. */
+  readonly failed: number;
+  readonly sent: number;
+  readonly lost: number;
+}
 export interface Journal {
   /** In order of `seq`. */
   read(query: JournalQuery): JournalRow[];
@@ -224,8 +239,7 @@ export interface Journal {
     readonly rows: number;
     readonly pruned: number;
     readonly streams: number;
-    /** Of each webhook: rows it has not been sent, milliseconds since the oldest of these, attempts that failed. */
-    readonly webhooks: readonly { url: string; backlog: number; lag_ms: number; failed: number; sent: number }[];
+    readonly webhooks: readonly WebhookStats[];
   };
 }
 

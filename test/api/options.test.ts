@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { DormouseError } from "../../main.ts";
-import { isLocal, parseListen } from "../../plugins/api/options.ts";
+import { isLocal, parseListen } from "../../plugins/shared/listen.ts";
 import { apiHost } from "./support.ts";
 
 const TOKEN = { name: "ops", token: "0123456789abcdef" };

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { DormouseError } from "../../main.ts";
-import type { Listen } from "../../plugins/api/options.ts";
+import type { Listen } from "../../plugins/shared/listen.ts";
 import { listen } from "../../plugins/api/server.ts";
 import { cleanup, lacking, temporaryFolder } from "../helpers.ts";
 import { apiHost } from "./support.ts";

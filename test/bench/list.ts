@@ -32,7 +32,8 @@ const driver = definePlugin({
   setup(host) {
     const registry = host.use("hypervisor");
     registry.register(new ScriptedDriver());
-    const api: Api = { url: "", route: (route) => void routes.push(route) };
+    const stream = () => Response.error();
+    const api: Api = { url: "", route: (route) => void routes.push(route), stream };
     instanceRoutes(api, registry, new Idempotency(host.use("store"), registry, host.hooks));
   },
 });

@@ -248,6 +248,23 @@ describe("close()", () => {
     assert.equal(host.hooks.stats().find(({ consumer }) => consumer === "a")?.subscribers, 0);
   });
 
+  // What is under way when the host closes is concluded by those who began it, after plugins that build on them.
+  it("calls commit hooks of plugins that have closed, until all have", async (t) => {
+    const seen: string[] = [];
+    const first = plugin("first", {
+      setup: ({ hooks, defer }) => defer(() => hooks.apply("test:commit", { seen })),
+    });
+    const second = plugin("second", {
+      setup({ hooks, defer }) {
+        hooks.commit("test:commit", () => void seen.push("commit"));
+        defer(() => void seen.push("second closed"));
+      },
+    });
+    const host = await startWith(t, [first, second]);
+    await host.close();
+    assert.deepEqual(seen, ["second closed", "commit"]);
+  });
+
   it("does not wait for ever when a handler never ends, and names its plugin", async (t) => {
     const logs = capturedLogs(t);
     const seen: string[] = [];
