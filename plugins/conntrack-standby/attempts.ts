@@ -45,6 +45,11 @@ export class Attempts {
     this.#options = options;
   }
 
+  /** Instances that wait for their turn, and those that are on their way. */
+  get sizes(): { queued: number; in_flight: number } {
+    return { queued: this.#queue.size, in_flight: this.#running };
+  }
+
   /** Queues the instance if it may sleep now. */
   offer(entry: Entry): void {
     const { clock, blind, decide } = this.#options;

@@ -1,4 +1,4 @@
-import type { Flow, FlowKind, Instance, LifecycleEvent } from "../../main.ts";
+import type { Flow, FlowKind, Instance, LifecycleEvent, StandbyStats } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { ACTOR, Attempts } from "./attempts.ts";
 import { Dumps, type Snapshot } from "./dumps.ts";
@@ -51,6 +51,17 @@ export class Controller {
 
   find(id: string): Entry | undefined {
     return this.#entries.get(id);
+  }
+
+  stats(): StandbyStats {
+    let [active, idle, flows] = [0, 0, 0];
+    for (const { policy, tracker } of this.#entries.values()) {
+      if (!policy.enabled || !tracker.isAwake) continue;
+      if (tracker.connections > 0) active++;
+      else idle++;
+      flows += tracker.connections;
+    }
+    return { active, idle, flows, ...this.attempts.sizes };
   }
 
   /** Takes in all that is there, and begins to look. */

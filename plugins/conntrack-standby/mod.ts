@@ -52,6 +52,7 @@ export function standbyPlugin(clock: Clock) {
   return definePlugin<Options>({
     name: "conntrack-standby",
     requires: ["store", "hypervisor", "conntrack", "api?", "network?"],
+    provides: ["conntrack-standby"],
     options: Options,
     setup: (host, options) => setUp(host, options, clock),
   });
@@ -124,6 +125,7 @@ function setUp(host: Host, options: Options, clock: Clock): void {
     consumer: "asked-standbys",
     lagged: () => asked.clear(),
   });
+  host.provide("conntrack-standby", { stats: () => controller.stats() });
   if (api) routes(api, { hypervisor, controller, clock, asked, policyOf: extension.policy });
   // After the guards that others decide by, before the one that takes the wake path over.
   hooks.guard(
