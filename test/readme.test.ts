@@ -74,6 +74,32 @@ test("an instance sleeps by itself and wakes on traffic, as README.md shows", { 
   await purge();
 });
 
+test("what README.md shows of health, restarts, the journal, leases and metrics works as printed", async (t) => {
+  const { address, purge } = await hostFor(t);
+  const expected = {
+    health: [/"health_status":\{"status":"healthy"/],
+    restart: [/"restart_status":\{"attempts":3,.*"blocked_reason":"max_attempts_exceeded"/],
+    journal: [
+      /"events":\[\{"seq":1,.*\{"seq":2,.*"next":2/,
+      /^event: standby$/m,
+      /"action":"standby".*"action":"delete"/,
+    ],
+    lazy: [/"state":"Stopped"/, /"expires_at":"2/, /"name":"worker".*"lifecycle_state":"running"/],
+    metrics: [
+      /^process_resident_memory_bytes \d/m,
+      /^dormouse_action_duration_seconds_count\{action="create",driver="process",result="ok"\} 4$/m,
+    ],
+  };
+  // The journal's block names the first event of a host, so it comes first.
+  for (const name of ["journal", "health", "restart", "lazy", "metrics"] as const) {
+    const script = block(name).replaceAll("127.0.0.1:8080", address);
+    const { stdout } = await execa("bash", ["-euo", "pipefail", "-c", script], { timeout: 60_000 });
+    for (const pattern of expected[name]) assert.match(stdout, pattern, `${name}\n${stdout}`);
+  }
+  assert.deepEqual(await (await fetch(`http://${address}/instances`)).json(), []);
+  await purge();
+});
+
 test("the plugin of README.md works as printed", async (t) => {
   const folder = temporaryFolder(t);
   writeFileSync(join(folder, "work-in-progress.ts"), block("plugin"));

@@ -1,6 +1,7 @@
 /** What of README.md is made from the code. `deno task docs` writes it; `readme.test.ts` proves that it is current. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { metricsTable } from "../plugins/metrics/docs.ts";
 import { ERRORS } from "../plugins/shared/errors.ts";
 import { ROOT } from "./helpers.ts";
 
@@ -16,10 +17,12 @@ export function errorsTable(): string {
 
 /** The README with what is made from the code made anew. */
 export function current(text: string): string {
-  return text.replace(
-    /(<!-- errors:begin -->\n)[^]*(<!-- errors:end -->)/,
-    (_, begin, end) => `${begin}${errorsTable()}\n${end}`,
-  );
+  const tables = { errors: errorsTable(), metrics: metricsTable() };
+  return Object.entries(tables).reduce((made, [name, table]) =>
+    made.replace(
+      new RegExp(`(<!-- ${name}:begin -->\\n)[^]*(<!-- ${name}:end -->)`),
+      (_, begin, end) => `${begin}${table}\n${end}`,
+    ), text);
 }
 
 /** The code block behind a `<!-- test:NAME -->` comment. */
