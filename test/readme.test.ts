@@ -77,7 +77,13 @@ test("an instance sleeps by itself and wakes on traffic, as README.md shows", { 
 test("what README.md shows of health, restarts, the journal, leases and metrics works as printed", async (t) => {
   const { address, purge } = await hostFor(t);
   const expected = {
-    health: [/"health_status":\{"status":"healthy"/],
+    health: [
+      /"status":"healthy"/,
+      /"status":"unhealthy"/,
+      /"last_error":".*404/,
+      /^event: health:changed$/m,
+      /"disabled"/,
+    ],
     restart: [/"restart_status":\{"attempts":3,.*"blocked_reason":"max_attempts_exceeded"/],
     journal: [
       /"events":\[\{"seq":1,.*\{"seq":2,.*"next":2/,

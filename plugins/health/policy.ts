@@ -15,7 +15,9 @@ export const HealthCheck = v.strictObject({
     v.pipe(v.picklist(["none", "http", "tcp", "exec"]), v.description("That of the block which is there, when absent")),
   ),
   interval: v.optional(v.pipe(Duration, v.description("From the end of one probe to the begin of the next")), "10s"),
-  timeout: v.optional(v.pipe(Duration, v.description("Of one probe; at most the interval")), "2s"),
+  timeout: v.optional(
+    v.pipe(Duration, v.description("Of one probe; at most the interval, and 2s or that when absent")),
+  ),
   start_period: v.optional(
     v.pipe(
       v.string(),
@@ -47,10 +49,12 @@ export const HealthCheck = v.strictObject({
 });
 export type HealthCheck = v.InferOutput<typeof HealthCheck>;
 type Kind = "http" | "tcp" | "exec";
-type Timing = Pick<
-  HealthCheck,
-  "interval" | "timeout" | "start_period" | "failure_threshold" | "success_threshold"
->;
+type Timing =
+  & Pick<
+    HealthCheck,
+    "interval" | "start_period" | "failure_threshold" | "success_threshold"
+  >
+  & { timeout: string };
 /** As it is kept. */
 export type Kept =
   | { type: "none" }
@@ -72,6 +76,7 @@ export interface Means {
 }
 
 const KINDS: readonly Kind[] = ["http", "tcp", "exec"];
+const TIMEOUT = 2_000;
 const DEFAULTS = { failure_threshold: 3, success_threshold: 1 };
 
 /** The policy as it is kept: with its defaults, durations in Go's spelling. @throws {DormouseError} `invalid_health_check` */
@@ -84,7 +89,8 @@ export function normalise(policy: HealthCheck, instance: Instance, means: Means)
   if (type === "none") return { type };
   const other = given.find((kind) => kind !== type);
   if (other) throw wrong(other, `type is ${type}`);
-  const [interval, timeout] = [parseDuration(policy.interval)!, parseDuration(policy.timeout)!];
+  const interval = parseDuration(policy.interval)!;
+  const timeout = policy.timeout === undefined ? Math.min(TIMEOUT, interval) : parseDuration(policy.timeout)!;
   if (timeout > interval) throw wrong("timeout", `${policy.timeout} is longer than the interval, ${policy.interval}`);
   if (type === "exec") {
     if (means.executes(instance.driver) === false) throw wrong(type, `driver "${instance.driver}" cannot execute`);

@@ -25,6 +25,13 @@ describe("normalise()", () => {
       ...TIMING,
       tcp: { port: 1 },
     });
+    const often = { interval: "1s", timeout: "1s" };
+    assert.deepEqual(kept({ tcp: { port: 1 }, interval: "1s" }), {
+      type: "tcp",
+      ...TIMING,
+      ...often,
+      tcp: { port: 1 },
+    });
   });
 
   it("keeps what is asked for, with durations in Go's spelling", () => {
@@ -73,7 +80,6 @@ describe("the field health_check", () => {
     ["an interval that is none", { tcp: { port: 1 }, interval: "soon" }, "health_check.interval"],
     ["a timeout of zero", { tcp: { port: 1 }, timeout: "0s" }, "health_check.timeout"],
     ["a timeout above the interval", { tcp: { port: 1 }, interval: "1s", timeout: "1001ms" }, "health_check.timeout"],
-    ["the default timeout above the interval", { tcp: { port: 1 }, interval: "1s" }, "health_check.timeout"],
     ["a start period below zero", { tcp: { port: 1 }, start_period: "-1s" }, "health_check.start_period"],
     ["a threshold below zero", { tcp: { port: 1 }, failure_threshold: -1 }, "health_check.failure_threshold"],
     ["a threshold that is no number", { tcp: { port: 1 }, success_threshold: 1.5 }, "health_check.success_threshold"],

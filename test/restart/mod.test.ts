@@ -232,7 +232,10 @@ test("an attempt that fails counts, and the next one comes after the back-off", 
   const each = ["restart:scheduled", "restart:failed"];
   assert.deepEqual(said(id), [...each, ...each, "restart:gave_up"]);
   assert.match(notes.at(-2)!.summary, /Restart of "web" failed: Cannot start instance "web": no room/);
-  assert.ok(logs.some((line) => line.includes("Instance web is not restarted any more after 2 attempts")), logs.join("\n"));
+  assert.ok(
+    logs.some((line) => line.includes("Instance web is not restarted any more after 2 attempts")),
+    logs.join("\n"),
+  );
 });
 
 test("an attempt that a guard refuses counts too", async (t) => {

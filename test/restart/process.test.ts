@@ -114,7 +114,8 @@ class Machine {
   async make(name: string, policy: Record<string, unknown>, more: { script?: string; health?: boolean } = {}) {
     const { script = "exec sleep 600", health = false } = more;
     const [starts, pid, well] = (["starts", "pid", "well"] as const).map((what) => this.#path(name, what));
-    const first = `echo start >> ${starts}; touch ${well}; echo $$ > ${pid}.new; mv ${pid}.new ${pid};`;
+    // Last what a test waits for.
+    const first = `echo $$ > ${pid}.new; mv ${pid}.new ${pid}; touch ${well}; echo start >> ${starts};`;
     return await this.#call<Shown>("POST", "", {
       name,
       image: "host",
