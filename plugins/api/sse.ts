@@ -1,6 +1,6 @@
 import type { Logger } from "@logtape/logtape";
 import { type SSEMessage, SSEStreamingApi } from "hono/streaming";
-import { DormouseError, type MaybePromise } from "../../main.ts";
+import { DormouseError, type EventStream, type MaybePromise } from "../../main.ts";
 import { bodyOf, chainOf, toDormouseError } from "./errors.ts";
 
 /** Milliseconds; proxies close streams that are quiet for 30 to 60 seconds. */
@@ -12,14 +12,6 @@ const HEADERS = {
   // nginx would gather events until its buffer is full.
   "X-Accel-Buffering": "no",
 };
-
-/** One client's stream. */
-export interface Stream {
-  /** Resolves when the client has taken it, which is what holds back who sends; at once when it has left. */
-  send(message: SSEMessage): Promise<void>;
-  /** Aborts when the client leaves or the host closes. */
-  readonly signal: AbortSignal;
-}
 
 /** Streams of Server-Sent Events: bounded in number, with a heartbeat at once, which flushes the headers, and then on. */
 export class Streams {
@@ -41,7 +33,10 @@ export class Streams {
    *
    * @throws {DormouseError} `rate_limited`
    */
-  answer({ id, signal }: { id: string; signal: AbortSignal }, work: (stream: Stream) => MaybePromise<void>): Response {
+  answer(
+    { id, signal }: { id: string; signal: AbortSignal },
+    work: (stream: EventStream) => MaybePromise<void>,
+  ): Response {
     if (this.#open >= MAX_STREAMS) {
       throw new DormouseError("rate_limited", `Cannot open a stream: ${MAX_STREAMS} are open`);
     }

@@ -47,7 +47,7 @@ export class Attempts {
 
   /** Instances that wait for their turn, and those that are on their way. */
   get sizes(): { queued: number; in_flight: number } {
-    return { queued: this.#queue.size, in_flight: this.#running };
+    return { queued: this.#queue.size, in_flight: this.#tasks.size };
   }
 
   /** Queues the instance if it may sleep now. */

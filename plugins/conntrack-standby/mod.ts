@@ -9,8 +9,9 @@
  * bridge's address with a source port of `plugins/shared/probe-ports.ts` (64000 to 64511).
  */
 import * as v from "valibot";
-import { definePlugin, type Host, type StandbyFlapping } from "../../main.ts";
+import { definePlugin, type Host, type NoteDraft, type StandbyFlapping } from "../../main.ts";
 import { formatDuration } from "../shared/duration.ts";
+import { messageOf } from "../shared/errors.ts";
 import { isProbe } from "../shared/probe-ports.ts";
 import { duration } from "../shared/schemas.ts";
 import { ACTOR } from "./attempts.ts";
@@ -74,10 +75,19 @@ function setUp(host: Host, options: Options, clock: Clock): void {
   });
   host.defer(() => notes[Symbol.dispose]());
 
+  // What cannot be written, on a full disk, must not change what is decided.
+  const tell = (id: string, draft: NoteDraft) => {
+    try {
+      hypervisor.note(id, draft);
+    } catch (error) {
+      const { type } = draft;
+      log.error("Noting {type} of instance {id} failed: {reason}", { type, id, reason: messageOf(error), error });
+    }
+  };
   const decide: Decide = ({ id, instance }, decision, reason, detail = {}) => {
     log.debug("Auto-standby of {id}: {decision}, {reason}", { id, decision, reason });
     const { name: instance_name } = instance;
-    hypervisor.note(id, {
+    tell(id, {
       type: "standby:decision",
       origin: { actor: ACTOR, cause: reason },
       summary: `Auto-standby of "${instance_name}": ${decision} (${reason})`,
@@ -88,7 +98,7 @@ function setUp(host: Host, options: Options, clock: Clock): void {
   const flapping = (event: StandbyFlapping) => {
     const [name, time] = [event.instance_name, formatDuration(event.awake_for)];
     log.warn("Instance {name} sleeps and wakes too often, it stays awake for {time}", { name, time });
-    hypervisor.note(event.instance_id, {
+    tell(event.instance_id, {
       type: "standby:flapping",
       origin: { actor: ACTOR, cause: "flapping" },
       summary: `"${name}" sleeps and wakes too often, it stays awake for ${time}`,

@@ -1,6 +1,6 @@
-import type { Instance, LazyState } from "../../main.ts";
+import { type GuardContext, type Instance, type LazyState, Veto } from "../../main.ts";
 import type { Flight } from "./flight.ts";
-import type { Lease, Leases } from "./leases.ts";
+import { type Lease, Leases } from "./leases.ts";
 import type { Span } from "../shared/clock.ts";
 import type { Terms } from "./policy.ts";
 
@@ -11,7 +11,7 @@ export const ACTOR = "lazy";
 export interface Entry {
   readonly id: string;
   terms: Terms;
-  readonly leases: Leases;
+  leases: Leases;
   /** Since when it has run without anybody who needs it, in milliseconds since the epoch. */
   freeSince: number;
   /** Leases ever granted. */
@@ -54,6 +54,37 @@ export function remembered({ leases, freeSince, granted, failed, unsaid }: Entry
 /** Whether anybody needs the instance, or waits for it. */
 export function isNeeded({ flight, leases }: Entry, now: number): boolean {
   return flight !== undefined || leases.held(now);
+}
+
+/** What makes an entry again what it is now, where the change that it was told of is rolled back. Its timer is to be set. */
+export function rewinding(entry: Entry): () => void {
+  const { flight, alarm: _alarm, leases, ...fields } = entry;
+  const [kept, flown] = [leases.list(), flight && { raised: flight.raised, starts: flight.starts }];
+  return () => {
+    entry.alarm?.cancel();
+    Object.assign(entry, fields, { leases: new Leases(kept), alarm: null });
+    if (flight) Object.assign(flight, flown);
+  };
+}
+
+/** Before a stop or a standby. @throws {Veto} where somebody needs the instance, or it is not as it was found idle */
+export function refuseNeeded(
+  entry: Entry,
+  { instance: { name, phases }, origin: { actor } }: GuardContext,
+  action: "stop" | "standby",
+  now: number,
+): void {
+  const ours = actor === ACTOR;
+  const person = actor === "api" || actor.startsWith("api:");
+  if ((ours || (action === "standby" && !person)) && isNeeded(entry, now)) {
+    const why = entry.flight ? "an acquire waits for it" : "a lease is held";
+    throw new Veto("lease_held", `instance "${name}" is needed: ${why}`);
+  }
+  // It was stopped and started, or leased and released, while this waited for its turn.
+  const { stopping, freeSince } = entry;
+  if (ours && (stopping?.phase !== phases.since || stopping.freeSince !== freeSince)) {
+    throw new Veto("not_idle", `instance "${name}" is not as it was when it was found idle`);
+  }
 }
 
 /** The live reading of the lazy state machine. `entry` is absent where the plugin has not seen the instance yet. */

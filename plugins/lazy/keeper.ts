@@ -8,10 +8,11 @@ import type {
   LifecycleEvent,
   Store,
 } from "../../main.ts";
-import { DormouseError, Veto } from "../../main.ts";
+import { DormouseError } from "../../main.ts";
 import { type Clock, endOf, settled } from "../shared/clock.ts";
+import { messageOf } from "../shared/errors.ts";
 import { Acquires } from "./acquires.ts";
-import { ACTOR, type Entry, isNeeded, type Remembered, remembered } from "./entry.ts";
+import { ACTOR, type Entry, isNeeded, refuseNeeded, type Remembered, remembered, rewinding } from "./entry.ts";
 import type { Acquired } from "./flight.ts";
 import { type Lease, Leases } from "./leases.ts";
 import type { Notes } from "./notes.ts";
@@ -43,10 +44,12 @@ export class Keeper {
   readonly #entries = new Map<string, Entry>();
   readonly #acquires: Acquires;
   readonly #stops: Stops;
+  readonly #retryBackoff: number;
   #closed = false;
 
   constructor(parts: Parts, limits: Limits) {
     this.#parts = parts;
+    this.#retryBackoff = limits.retryBackoff;
     const own = {
       save: (entry: Entry) => this.#save(entry),
       settled: (entry: Entry) => this.look(entry),
@@ -117,6 +120,13 @@ export class Keeper {
     const { extension, clock } = this.#parts;
     const [was, terms] = [before, after].map((instance) => termsOf(extension.policy(instance)));
     const known = this.#entries.get(after.id);
+    const rewind = known && rewinding(known);
+    this.#parts.store.onRollback(() => {
+      if (!known) return void this.#entries.delete(after.id);
+      rewind!();
+      this.#entries.set(after.id, known);
+      this.#arm(known);
+    });
     if (!terms) {
       if (known) this.#drop(known);
       const kept = extension.runtime(after.id);
@@ -152,20 +162,9 @@ export class Keeper {
   }
 
   /** Under the lock, before a stop or a standby. @throws {Veto} where somebody needs the instance */
-  guard({ instance, origin }: GuardContext, action: "stop" | "standby"): void {
-    const entry = this.#entries.get(instance.id);
-    if (!entry) return;
-    const ours = origin.actor === ACTOR;
-    const person = origin.actor === "api" || origin.actor.startsWith("api:");
-    if ((ours || (action === "standby" && !person)) && isNeeded(entry, this.#parts.clock.now())) {
-      const why = entry.flight ? "an acquire waits for it" : "a lease is held";
-      throw new Veto("lease_held", `instance "${instance.name}" is needed: ${why}`);
-    }
-    // It was stopped and started, or leased and released, while this waited for its turn.
-    const { stopping, freeSince } = entry;
-    if (ours && (stopping?.phase !== instance.phases.since || stopping.freeSince !== freeSince)) {
-      throw new Veto("not_idle", `instance "${instance.name}" is not as it was when it was found idle`);
-    }
+  guard(context: GuardContext, action: "stop" | "standby"): void {
+    const entry = this.#entries.get(context.instance.id);
+    if (entry) refuseNeeded(entry, context, action, this.#parts.clock.now());
   }
 
   /** A timer rang, or something has changed: stops the instance if its time has come, else waits for that. */
@@ -254,9 +253,20 @@ export class Keeper {
     const at = entry.leases.held(now) ? entry.leases.nextEnd(now) : this.#dueAt(entry);
     if (at === entry.alarm?.at) return;
     entry.alarm?.cancel();
-    entry.alarm = at === null
-      ? null
-      : { at, cancel: clock.after(at - now, () => (entry.alarm = null, this.look(entry))) };
+    entry.alarm = at === null ? null : { at, cancel: clock.after(at - now, () => this.#ring(entry)) };
+  }
+
+  #ring(entry: Entry): void {
+    entry.alarm = null;
+    try {
+      this.look(entry);
+    } catch (error) {
+      // Such as a full disk. Nobody else would come back to it.
+      const { clock, log } = this.#parts;
+      log.error("Looking at lazy instance {id} failed: {reason}", { id: entry.id, reason: messageOf(error), error });
+      const at = clock.now() + this.#retryBackoff;
+      entry.alarm ??= { at, cancel: clock.after(this.#retryBackoff, () => this.#ring(entry)) };
+    }
   }
 
   #sayStopped(entry: Entry): void {

@@ -13,6 +13,8 @@ interface Cell {
 export class Phases {
   readonly #now: () => number;
   readonly #cells = new Map<string, Cell>();
+  /** Where each instance is counted. */
+  readonly #of = new Map<string, Cell>();
   #at: number;
 
   constructor(now: () => number) {
@@ -20,19 +22,29 @@ export class Phases {
     this.#at = now();
   }
 
-  take({ from, to, instance: { driver } }: LifecycleEvent): void {
-    if (from === to) return;
+  take({ to, instance_id, instance: { driver } }: LifecycleEvent): void {
+    // By what is counted and not by what the event began with: it may be told after a count that has it already.
+    const cell = this.#of.get(instance_id);
+    if (cell ? cell.state === to : to === null) return;
     this.#pass();
-    if (from !== null) this.#cell(from, driver).count--;
-    if (to !== null) this.#cell(to, driver).count++;
+    if (cell) cell.count--;
+    this.#of.delete(instance_id);
+    if (to !== null) this.#put(instance_id, to, driver);
   }
 
   /** Counts anew, which makes good for events that were missed, and returns what there is. */
   read(instances: readonly Instance[]): readonly Readonly<Cell>[] {
     this.#pass();
     for (const cell of this.#cells.values()) cell.count = 0;
-    for (const { state, driver } of instances) this.#cell(state, driver).count++;
+    this.#of.clear();
+    for (const { id, state, driver } of instances) this.#put(id, state, driver);
     return [...this.#cells.values()];
+  }
+
+  #put(id: string, state: string, driver: string): void {
+    const cell = this.#cell(state, driver);
+    cell.count++;
+    this.#of.set(id, cell);
   }
 
   #pass(): void {

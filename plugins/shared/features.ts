@@ -133,6 +133,7 @@ export interface StandbyStats {
   /** Flows that keep instances awake. */
   readonly flows: number;
   readonly queued: number;
+  /** On their way to sleep, to the look at the table after it. */
   readonly in_flight: number;
 }
 export interface AutoStandbyService {

@@ -40,6 +40,17 @@ test("an instance stays awake while anything is connected, and sleeps after the 
   assert.equal(state(id), "Standby");
 });
 
+// H7: who is busy is not among those that go, whatever the others do.
+test("of many instances the idle ones sleep, and those that serve a long request stay", async (t) => {
+  const { instance, clock, kernel, state } = await world(t);
+  const names = ["a", "b", "c", "d"];
+  const made = await Promise.all(names.map((name) => instance(name)));
+  const busy = made.filter((_, i) => i % 2 === 1);
+  for (const { network } of busy) kernel.set(flow({ destination: network.ip! }));
+  await clock.pass(3_600_000);
+  for (const each of made) assert.equal(state(each.id), busy.includes(each) ? "Running" : "Standby", each.name);
+});
+
 // I19, I18: awake since counts whoever woke it.
 test("an instance stays awake for min_awake after every wake", async (t) => {
   const { instance, clock, state, hypervisor } = await world(t, { table: { min_awake: "1m" } });
