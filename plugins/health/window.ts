@@ -39,8 +39,12 @@ export function counted(window: Window, { kept, startPeriod }: Check, error: str
   return { ...window, since, status, failures, successes: 0, checked_at: now, failed_at: now, error: cut(error) };
 }
 
+/** Milliseconds: so much is left to all others, however short an interval somebody asks for. */
+const SHORTEST = 10;
+
 /** Milliseconds to the next probe of a window; `random` from 0 to 1 spreads those that are due at once. */
-export function delayOf({ checked_at }: Window, { interval }: Check, now: number, random: number): number {
+export function delayOf({ checked_at }: Window, check: Check, now: number, random: number): number {
+  const interval = Math.max(check.interval, SHORTEST);
   const left = checked_at === null ? 0 : Math.min(checked_at + interval - now, interval);
   return left > 0 ? left : random * Math.min(interval, 1_000);
 }

@@ -154,6 +154,7 @@ export class Bodies {
     if (!isObject(body) || Array.isArray(body)) return body;
     const fields: Record<string, unknown> = { ...body };
     this.#fields.refuseOff(fields);
+    this.#fields.refuseArrays(fields);
     for (const field of ["env", "tags"]) refuseLost(field, fields[field]);
     for (const field of UNSUPPORTED) {
       const value = fields[field];

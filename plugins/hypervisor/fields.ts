@@ -109,6 +109,15 @@ export class Fields {
     for (const runtimes of this.#runtimes.values()) runtimes.delete(id);
   }
 
+  /** Valibot takes an array for an object. @throws {DormouseError} with the field's code */
+  refuseArrays(body: Record<string, unknown>): void {
+    for (const [field, { code = "invalid_request" }] of this.#fields) {
+      if (!Array.isArray(body[field])) continue;
+      const message = `Wrong value of "${field}": expected an object, found an array`;
+      throw new DormouseError(code, message, { details: { field } });
+    }
+  }
+
   codeOf(field: string) {
     return this.#fields.get(field)?.code;
   }
@@ -116,7 +125,7 @@ export class Fields {
   /** @throws {DormouseError} `feature_off` where the body has a field whose plugin is off */
   refuseOff(body: Record<string, unknown>): void {
     for (const [field, plugin] of Object.entries(OWNERS)) {
-      if (body[field] === undefined || body[field] === null || this.#fields.has(field)) continue;
+      if (body[field] === undefined || this.#fields.has(field)) continue;
       const message = `Cannot use field "${field}": turn on its plugin with [plugins.${plugin}] in the config`;
       throw new DormouseError("feature_off", message, { details: { field, plugin } });
     }

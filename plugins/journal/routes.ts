@@ -71,8 +71,8 @@ export function routes(api: Api, { hypervisor, rows, reader, streams }: RoutePar
           details: { field: "limit" },
         });
       }
-      // The header wins: a client that reconnects sends it with the URL of its first connection.
-      return streams.answer(api, call, { ...filter, last: call.headers.get("Last-Event-ID") ?? since });
+      // The header wins, unless it is empty, which is no id: a client that reconnects sends it with the URL of its first connection.
+      return streams.answer(api, call, { ...filter, last: call.headers.get("Last-Event-ID") || since });
     },
   });
 

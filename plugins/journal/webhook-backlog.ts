@@ -136,7 +136,8 @@ export class Backlog {
     for (const lane of this.#lanes.values()) {
       if (busy.has(lane) || lane.head >= journal.first) continue;
       const [row] = this.#rowsOf(lane, 1);
-      if (this.#isGone(lane, row)) lanes.set(lane, row ? row.seq - 1 : lane.until);
+      // What the journal still has of others is yet to come, whatever this one lacks.
+      if (this.#isGone(lane, row)) lanes.set(lane, Math.min(row ? row.seq - 1 : lane.until, journal.first - 1));
     }
     const scan = this.#scanGap();
     if (lanes.size === 0 && scan === undefined) return undefined;

@@ -58,7 +58,8 @@ export function counted(counts: Counts = NOTHING, { seq, type, at, detail }: Cou
     [counter]: counts[counter] + 1,
     latency: type === "lazy_start" ? added(counts.latency, detail.latency_ms) : counts.latency,
     idle: type === "lazy_stop" ? added(counts.idle, detail.idle_seconds) : counts.idle,
-    last: { type, at },
+    // Those of before may be read after those of now.
+    last: counts.last && counts.last.at > at ? counts.last : { type, at },
   };
 }
 

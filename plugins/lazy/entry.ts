@@ -94,6 +94,8 @@ export function readingOf({ state, transition }: Instance, entry: Entry | undefi
   const runs = entry && isNeeded(entry, now) ? "running" : "idle";
   // It comes back by itself: its copy is made.
   if (transition === "fork") return runs;
+  // Somebody holds it where it is, and who has leased it has it still.
+  if (state === "Paused" && transition === null) return runs;
   const asked = state === "Running" && entry?.stopping !== undefined;
   if (asked || state === "Shutdown" || transition === "standby" || transition === "stop") return "stopping";
   if (entry?.flight?.starts) return "starting";

@@ -43,6 +43,8 @@ export class Ledger {
   readonly #dirty = new Set<string>();
   readonly #statements;
   #taken = 0;
+  /** The journal is off and has notes that are in no count: those of now must not pass for what comes after them. */
+  #behind = false;
   #cancel: (() => void) | undefined;
 
   constructor(options: LedgerOptions) {
@@ -72,8 +74,9 @@ export class Ledger {
       const counts: Counts = JSON.parse(body as string);
       if (exists(instance_id as string)) this.#counts.set(instance_id as string, counts);
     }
-    if (!journal) return;
     const { seq, pending } = this.#statements.where.get() as { seq: number; pending: number };
+    this.#behind = journal === undefined && pending > 0;
+    if (!journal) return;
     let [after, left] = [seq, pending];
     while (left > 0) {
       const rows = journal.read({ after, limit: Math.min(left, PAGE), types: Object.keys(KINDS) });
@@ -94,7 +97,7 @@ export class Ledger {
   commit(note: Note): void {
     if (!isKind(note.type)) return;
     if (this.#options.journal) this.#statements.note.run(note.seq);
-    else this.#store(note.instance_id, counted(this.#counts.get(note.instance_id), note));
+    else this.#store(note.instance_id, this.#counted(note.instance_id, note));
   }
 
   /** After it. */
@@ -142,7 +145,13 @@ export class Ledger {
   }
 
   #count(id: string, note: Parameters<typeof counted>[1]): void {
-    this.#counts.set(id, counted(this.#counts.get(id), note));
+    this.#counts.set(id, this.#counted(id, note));
+  }
+
+  #counted(id: string, note: Parameters<typeof counted>[1]): Counts {
+    const before = this.#counts.get(id);
+    const after = counted(before, note);
+    return this.#behind ? { ...after, seq: before?.seq ?? 0 } : after;
   }
 
   #store(id: string, counts: Counts): void {

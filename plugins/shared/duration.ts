@@ -22,6 +22,8 @@ export function parseDuration(text: string): number | undefined {
   let total = 0;
   for (const [, number, unit] of text.matchAll(PART)) total += Number(number) * UNITS_MS[unit];
   if (total * 1e6 >= 2 ** 63) return undefined;
+  // What is less than a nanosecond is dropped, so that nothing above zero is printed as "0s".
+  if (total * 1e6 < 1) return 0;
   return text.startsWith("-") ? -total : total;
 }
 

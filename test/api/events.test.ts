@@ -215,5 +215,7 @@ test("what needs a plugin that is off is refused by the plugin's name", async (t
   for (const [field, plugin] of [["health_check", "health"], ["restart_policy", "restart"], ["lazy", "lazy"]]) {
     const reply = await call("POST", "/instances", { ...BODY, name: "other", [field]: {} });
     assert.deepEqual([reply.status, reply.body.code, reply.body.details.plugin], [400, "feature_off", plugin]);
+    const cleared = await call("PATCH", "/instances/web", { [field]: null });
+    assert.deepEqual([cleared.status, cleared.body.code, cleared.body.details.plugin], [400, "feature_off", plugin]);
   }
 });

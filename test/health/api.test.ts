@@ -8,7 +8,7 @@ import healthPlugin from "../../plugins/health/mod.ts";
 import hypervisorPlugin from "../../plugins/hypervisor/mod.ts";
 import processPlugin from "../../plugins/process/mod.ts";
 import storePlugin from "../../plugins/store.ts";
-import { cleanup, startWith, until } from "../helpers.ts";
+import { cleanup, startWith, temporaryFolder, until } from "../helpers.ts";
 import { apiHost } from "../api/support.ts";
 
 const TOKEN = "client-test-0123456789";
@@ -22,11 +22,10 @@ test("@onkernel/hypeman gives a real process a check and sees its health change"
     },
   });
   const { instances } = new Hypeman({ apiKey: TOKEN, baseURL: host.use("api").url, maxRetries: 0 });
-  // The instance's own folder is where the file comes and goes.
-  const health_check = { exec: { command: ["test", "-e", "well"] }, interval: "100ms", timeout: "100ms" };
+  const health_check = { exec: { command: ["test", "-e", "well"] }, interval: "1s", timeout: "1s" };
   const quick = { ...health_check, start_period: "0s", failure_threshold: 1 };
   const cmd = ["sh", "-c", "touch well; while sleep 0.1; do [ ! -e sick ] || rm -f well; done"];
-  const body = { name: "web", image: "host", cmd, health_check: quick };
+  const body = { name: "web", image: "host", working_dir: temporaryFolder(t), cmd, health_check: quick };
   const { id, health_check: kept } = await instances.create(body);
   cleanup(t).defer(() => instances.delete(id).catch(() => {}));
   assert.deepEqual(kept, { type: "exec", ...quick, success_threshold: 1 });

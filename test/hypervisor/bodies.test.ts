@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
+import * as v from "valibot";
 import { DormouseError } from "../../main.ts";
 import { ORIGIN, registryHost } from "./scripted.ts";
 
@@ -248,3 +249,16 @@ function own(entries: [string, unknown][]): Record<string, unknown> {
   }
   return result;
 }
+
+test("a list in the place of a field's object is refused with the field's code, and changes nothing", async (t) => {
+  const { hypervisor } = await registryHost(t);
+  const schema = v.strictObject({ depth: v.optional(v.number(), 3) });
+  const field = hypervisor.extend({ field: "lazy", code: "invalid_lazy", schema });
+  const made = await hypervisor.create({ name: "web", image: "any", lazy: { depth: 7 } }, ORIGIN);
+  await assert.rejects(hypervisor.update(made.id, { lazy: [] }, ORIGIN), {
+    code: "invalid_lazy",
+    message: /found an array/,
+  });
+  await assert.rejects(hypervisor.create({ name: "other", image: "any", lazy: [] }, ORIGIN), { code: "invalid_lazy" });
+  assert.deepEqual(field.policy(hypervisor.find(made.id)!), { depth: 7 });
+});

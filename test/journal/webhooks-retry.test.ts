@@ -196,6 +196,27 @@ test("events of one instance that are pruned while it is refused are told for it
   assert.equal(stats().lost, 10);
 });
 
+test("a reset names no event that comes after it, however rare those of an instance are", LIMIT, async (t) => {
+  const to = await receiver(t);
+  const { instance, note, clock, stats, journal } = await world(t, [{ url: to.url, max_backoff: "5s" }], {
+    table: { max_rows: 10 },
+  });
+  const [often, seldom] = [(await instance("often")).id, (await instance("seldom")).id];
+  await until("all is sent", () => stats().sent === 4);
+  to.answer = () => 500;
+  note(seldom);
+  for (let i = 0; i < 30; i++) note(often);
+  const last = note(seldom);
+  await passUntil(clock, () => journal.first === last - 9);
+  to.answer = () => 204;
+  await passUntil(clock, () => stats().backlog === 0);
+  const [reset] = to.taken.filter(({ body }) => body.type === "reset");
+  const { from, to: end } = reset.body.detail as { from: number; to: number };
+  assert.deepEqual([from, end], [5, journal.first - 1]);
+  const after = to.taken.slice(to.taken.indexOf(reset) + 1).map(({ body }) => body.seq as number);
+  assert.deepEqual(after.toSorted((a, b) => a - b), [...range(journal.first, last)]);
+});
+
 test("events that happened while the journal was off are told as gone", LIMIT, async (t) => {
   const to = await receiver(t);
   const one = await world(t, [{ url: to.url }]);

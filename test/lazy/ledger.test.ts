@@ -174,6 +174,25 @@ test("without a journal every note is counted on disk, and one that is turned on
   }
 });
 
+test("what was in no snapshot when the journal was turned off is counted once it is on again", async (t) => {
+  const folder = temporaryFolder(t);
+  const driver = new ScriptedDriver();
+  const made = await world(t, { folder, driver });
+  await made.stopped();
+  for (let n = 1; n <= 5; n++) await cycle(made, "web", n);
+  const { starts } = made.shown("web").lifecycle_metrics;
+  const left = killed(t, folder);
+  const options = { folder: left, driver: new ScriptedDriver(driver.machines), clock: made.clock };
+  const without = await world(t, { ...options, journal: false });
+  for (let n = 1; n <= 2; n++) await cycle(without, "web", 1);
+  await without.host.close();
+  for (const _ of [1, 2]) {
+    const again = await world(t, options);
+    assert.equal(again.shown("web").lifecycle_metrics.starts, starts + 2);
+    await again.host.close();
+  }
+});
+
 test("the counts go with the instance, and one of the same name starts from zero", async (t) => {
   const folder = temporaryFolder(t);
   const made = await world(t, { folder });
