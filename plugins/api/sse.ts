@@ -1,5 +1,5 @@
 import type { Logger } from "@logtape/logtape";
-import { type SSEMessage, SSEStreamingApi } from "hono/streaming";
+import { SSEStreamingApi } from "hono/streaming";
 import { DormouseError, type EventStream, type MaybePromise } from "../../main.ts";
 import { bodyOf, chainOf, toDormouseError } from "./errors.ts";
 
