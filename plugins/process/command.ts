@@ -5,7 +5,7 @@ import { DormouseError, type Instance } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { hasCapability } from "../shared/proc.ts";
 import { findIn, type Found } from "./root.ts";
-import { type Identity, resolveIdentity } from "./identity.ts";
+import { type Identity, resolveIdentity } from "../shared/identity.ts";
 
 /** The programs of this machine that a start goes through, by their absolute paths. */
 export interface Tools {

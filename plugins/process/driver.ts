@@ -20,7 +20,7 @@ import { Execs } from "./exec.ts";
 import { Exits } from "./exits.ts";
 import { Hierarchy } from "./hierarchy.ts";
 import type { Exit } from "./launch.ts";
-import { LogKeeper } from "./keeper.ts";
+import { LogKeeper } from "../shared/log-keeper.ts";
 import { Reclaims } from "./reclaims.ts";
 import { pathInfo } from "./root.ts";
 import { statsOf } from "./stats.ts";

@@ -4,7 +4,7 @@ import { truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { execa } from "execa";
-import { InstanceLog, type LogOptions } from "../../plugins/process/logs.ts";
+import { InstanceLog, type LogOptions } from "../../plugins/shared/logs.ts";
 import { instanceOf, ProcessFixture } from "./fixture.ts";
 import { cleanup, lacking, temporaryFolder } from "../helpers.ts";
 

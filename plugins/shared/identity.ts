@@ -1,4 +1,4 @@
-import { CommandError, run } from "../shared/run.ts";
+import { CommandError, run } from "./run.ts";
 
 /** Whom a program runs as. */
 export interface Identity {

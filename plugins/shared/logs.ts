@@ -1,8 +1,8 @@
 import { Buffer } from "node:buffer";
 import { type FileHandle, open, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
-import { dirname, join } from "node:path";
-import { delay } from "../shared/async.ts";
-import { CommandError, run } from "../shared/run.ts";
+import { basename, dirname, join } from "node:path";
+import { delay } from "./async.ts";
+import { CommandError, run } from "./run.ts";
 import { Lines } from "./lines.ts";
 
 const NEWLINE = 10;
@@ -16,7 +16,7 @@ const FOLLOW_MS = 100;
 export interface LogOptions {
   /** Bytes from which the file is rotated. */
   maxSize: number;
-  /** Rotated files that are kept: `app.log.1` is the newest. */
+  /** Rotated files that are kept: that with `.1` behind its name is the newest. */
   files: number;
 }
 
@@ -28,14 +28,14 @@ interface Chunk {
 }
 
 /**
- * The output of one instance, which writes to `app.log` by itself and never reopens it. Rotation copies the head of the
- * file away and cuts it off. Positions count from the beginning of `app.log` when this object was made, and go on
+ * The output of one instance, which writes to its log file by itself and never reopens it. Rotation copies the head of the
+ * file away and cuts it off. Positions count from the beginning of that file when this object was made, and go on
  * counting over rotations, so that a reader knows where it is; rotated files lie below.
  */
 export class InstanceLog {
   readonly #file: string;
   readonly #options: LogOptions;
-  /** The position of the first byte of `app.log`. */
+  /** The position of the first byte of the file. */
   #base = 0;
   #turn: Promise<unknown> = Promise.resolve();
 
@@ -48,8 +48,9 @@ export class InstanceLog {
   recover(): Promise<void> {
     return this.#alone(async () => {
       const folder = dirname(this.#file);
+      const prefix = `${basename(this.#file)}.next-`;
       for (const name of await readdir(folder).catch(ignoreMissing) ?? []) {
-        const match = /^app\.log\.next-(\d+)(\.new)?$/.exec(name);
+        const match = name.startsWith(prefix) && /^(\d+)(\.new)?$/.exec(name.slice(prefix.length));
         if (!match) continue;
         const copy = join(folder, name);
         // The copy is complete, but was its original cut off? Where it still stands there, nothing has happened yet.
@@ -226,7 +227,7 @@ export class InstanceLog {
     return true;
   }
 
-  /** Makes the copy `app.log.1`, after moving the others up as far as the first gap, which a death half-way leaves. */
+  /** Makes the copy the newest of the rotated files, after moving the others up as far as the first gap, which a death half-way leaves. */
   async #publish(copy: string): Promise<void> {
     const { files } = this.#options;
     if (files === 0) return await rm(copy, { force: true });

@@ -1,5 +1,5 @@
 import type { Logger } from "@logtape/logtape";
-import { messageOf } from "../shared/errors.ts";
+import { messageOf } from "./errors.ts";
 import { InstanceLog, type LogOptions } from "./logs.ts";
 
 /** Between two looks at the sizes of the logs of what runs. */

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { test } from "node:test";
 import fc from "fast-check";
-import { Lines } from "../../plugins/process/lines.ts";
+import { Lines } from "../../plugins/shared/lines.ts";
 
 function cut(chunks: Buffer[], max: number): string[] {
   const lines = new Lines(max);

@@ -1,0 +1,243 @@
+import { existsSync } from "node:fs";
+import { type ExecRequest, type ExecResult, type Feature, type Instance, type LogRequest } from "../../main.ts";
+import { DormouseError, type Driver, type PathInfo, type Reading, type Stats } from "../../main.ts";
+import { messageOf } from "../shared/errors.ts";
+import { formatSize } from "../shared/size.ts";
+import { copyOverlay, makeOverlay } from "./disk.ts";
+import { execute } from "./exec.ts";
+import type { Fleet } from "./fleet.ts";
+import { type DriverName, type GuestNetwork, kernelCommandLine, sizeOf } from "./machine.ts";
+import type { Exit } from "./records.ts";
+import { statsOf } from "./stats.ts";
+import { stat } from "./tasks.ts";
+import { Power } from "./power.ts";
+import type { Link, Vm } from "./vm.ts";
+
+/** Bytes without which no kernel gets anywhere. */
+const MIN_MEMORY = 32 * 1024 * 1024;
+
+/** Of the longest words that a command line can hold of it, to check that it fits before there are any. */
+const LONGEST: GuestNetwork = {
+  device: "",
+  mac: "",
+  address: "255.255.255.255/32",
+  gateway: "255.255.255.255",
+  address6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128",
+  gateway6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+};
+
+/** Runs instances as machines of one kind, each in a QEMU of its own. */
+export class QemuDriver implements Driver {
+  readonly name: DriverName;
+  readonly features = new Set<Feature>(["pause", "standby", "fork", "exec", "stats", "stat", "logs"]);
+  readonly #fleet: Fleet;
+  readonly #power: Power;
+
+  constructor(name: DriverName, fleet: Fleet) {
+    this.name = name;
+    this.#fleet = fleet;
+    this.#power = new Power(name, fleet);
+  }
+
+  unavailable(): string | null {
+    return this.#fleet.context.lacking;
+  }
+
+  async validate(instance: Instance): Promise<void> {
+    const image = this.#power.image(instance);
+    if (instance.run_as !== null) {
+      throw new DormouseError("invalid_request", `Wrong value of "run_as": a machine has users of its own`);
+    }
+    if (sizeOf(instance, image).bytes < MIN_MEMORY) {
+      throw new DormouseError(
+        "invalid_size",
+        `Wrong value of "size": a machine has at least ${formatSize(MIN_MEMORY)}`,
+      );
+    }
+    kernelCommandLine(instance, { image, network: LONGEST, driver: this.name, accel: "tcg" });
+  }
+
+  async create(instance: Instance): Promise<void> {
+    const image = this.#power.image(instance);
+    await this.#fleet.turn(instance.id, async ({ records }) => {
+      const { owner } = this.#fleet.context;
+      records.make(owner);
+      if (image.disk) await makeOverlay(records.path("overlay.qcow2"), image.disk, instance.hints.overlay_size);
+      records.make(owner);
+    });
+  }
+
+  async start(instance: Instance, signal: AbortSignal): Promise<"Initializing" | "Running"> {
+    return await this.#fleet.turn(instance.id, async (vm) => {
+      signal.throwIfAborted();
+      const { state } = await vm.look();
+      if (state === "Paused") await vm.resume();
+      if (state === "Standby") return await this.#wake(vm, instance, signal);
+      if (state === "Stopped") await this.#power.boot(vm, instance, signal);
+      return this.#power.watch(vm, instance);
+    });
+  }
+
+  async stop(instance: Instance, signal: AbortSignal): Promise<Exit> {
+    const { id } = instance;
+    return await this.#fleet.turn(id, async (vm) => {
+      this.#fleet.unwatch(id);
+      this.#fleet.logs.unwatch(id);
+      const ready = vm.records.isMarked("ready");
+      const ask = (link: Link) => this.#power.ask(link, instance, ready);
+      return await vm.stop(ask, this.#fleet.context.options.grace, signal);
+    });
+  }
+
+  async delete(instance: Instance): Promise<void> {
+    this.#fleet.unwatch(instance.id);
+    await this.#fleet.turn(instance.id, (vm) => vm.end());
+    // The cable last: QEMU has it open.
+    if (instance.network.enabled) await this.#fleet.context.network?.detach(instance);
+    await this.#fleet.erase(instance.id);
+  }
+
+  async inspect(instance: Instance): Promise<Reading> {
+    return await this.#fleet.turn(instance.id, async (vm): Promise<Reading> => {
+      try {
+        const reading = await vm.look();
+        if (reading.state === "Initializing" || reading.state === "Running") this.#power.watch(vm, instance);
+        return reading;
+      } catch (error) {
+        return { state: "Unknown", error: messageOf(error) };
+      }
+    });
+  }
+
+  async adopt(instance: Instance): Promise<Reading> {
+    const { records } = this.#fleet.vm(instance.id);
+    await this.#fleet.logs.of(instance.id, records.log).recover();
+    const reading = await this.inspect(instance);
+    if (reading.state === "Standby") this.#power.makeDurable(instance.id);
+    return reading;
+  }
+
+  async pause({ id }: Instance): Promise<void> {
+    await this.#fleet.turn(id, async (vm) => {
+      if ((await vm.look()).state !== "Paused") await vm.pause();
+    });
+  }
+
+  async resume({ id }: Instance): Promise<void> {
+    await this.#fleet.turn(id, async (vm) => {
+      if ((await vm.look()).state === "Paused") await vm.resume();
+    });
+  }
+
+  async standby({ id }: Instance, signal: AbortSignal): Promise<void> {
+    await this.#fleet.turn(id, async (vm) => {
+      const { state } = await vm.look();
+      if (state === "Standby") return;
+      if (state !== "Running") throw new Error(`it is ${state}`);
+      this.#fleet.unwatch(id);
+      await vm.standby(signal);
+      this.#fleet.logs.unwatch(id);
+      this.#power.makeDurable(id);
+    });
+  }
+
+  async restore(instance: Instance, signal: AbortSignal): Promise<"Initializing" | "Running"> {
+    return await this.#fleet.turn(instance.id, (vm) => this.#wake(vm, instance, signal));
+  }
+
+  /**
+   * A stopped machine's disk is copied. Of one that sleeps, the copy gets a view of the memory, which is its own from the
+   * first change on; it is told who it is when it wakes.
+   */
+  async fork(source: Instance, target: Instance): Promise<void> {
+    const image = this.#power.image(source);
+    const { owner } = this.#fleet.context;
+    await this.#fleet.turn(source.id, async (vm) => {
+      const [from, { state }] = [vm.records, await vm.look()];
+      if (state !== "Stopped" && state !== "Standby") {
+        throw new DormouseError("invalid_state", `Cannot fork instance "${source.name}": state is ${state}`);
+      }
+      if (state === "Standby" && !image.agent) {
+        const message = `Cannot fork instance "${source.name}" in its sleep: its image has no guest agent`;
+        throw new DormouseError("not_supported", `${message}, which would tell the copy that it is another one`);
+      }
+      await this.#fleet.turn(target.id, async ({ records }) => {
+        records.make(owner);
+        if (image.disk) await copyOverlay(from.path("overlay.qcow2"), records.path("overlay.qcow2"));
+        records.make(owner);
+        if (state === "Stopped") return;
+        const network = await this.#power.wire(target);
+        const { accel } = from.launch()!;
+        await records.inherit(
+          from,
+          this.#power.launch(target, image, { accel, network, shared: from.snapshot()!.full }),
+        );
+      });
+    });
+    this.#power.makeDurable(target.id);
+  }
+
+  async exec(instance: Instance, request: ExecRequest): Promise<ExecResult> {
+    const { agent } = await this.#guest(instance, "exec in");
+    const env = { ...instance.env, ...request.env };
+    const working_dir = request.working_dir ?? instance.working_dir;
+    return await execute(agent, {
+      ...request,
+      ...(Object.keys(env).length > 0 && { env }),
+      ...(working_dir !== null && { working_dir }),
+    });
+  }
+
+  async stats({ id, name }: Instance): Promise<Stats> {
+    const link = this.#fleet.vm(id).link;
+    if (link) return statsOf(link.main, link.launch.device);
+    throw new DormouseError("invalid_state", `Cannot read stats of instance "${name}": nothing of it runs`);
+  }
+
+  async stat(instance: Instance, path: string, follow: boolean): Promise<PathInfo> {
+    const { agent } = await this.#guest(instance, "look into");
+    return await stat(agent, path, follow);
+  }
+
+  /** @throws {DormouseError} `log_not_found`, at once and not with the first line */
+  logs({ id, name }: Instance, { source, tail, follow, signal }: LogRequest): AsyncIterable<string> {
+    const { records } = this.#fleet.vm(id);
+    const file = source === "app" ? records.log : source === "vmm" ? records.qemuLog : undefined;
+    if (file === undefined || !existsSync(file)) {
+      throw new DormouseError("log_not_found", `No log of source "${source}" for instance "${name}"`);
+    }
+    return withoutReturns(
+      this.#fleet.logs.of(source === "app" ? id : `${id} vmm`, file).lines({ tail, follow, signal }),
+    );
+  }
+
+  /** Restores it, or boots it anew where that fails and its policy is to lose its memory rather than its service. */
+  async #wake(vm: Vm, instance: Instance, signal: AbortSignal): Promise<"Initializing" | "Running"> {
+    try {
+      return await this.#power.restore(vm, instance, signal);
+    } catch (error) {
+      const { name, policies } = instance;
+      if (signal.aborted || policies.restore_fallback !== "start" || !vm.records.snapshot()) throw error;
+      const reason = messageOf(error);
+      this.#fleet.context.log.warn("Starting {name} anew, its memory is lost: {reason}", { name, reason });
+      await this.#power.boot(vm, instance, signal);
+      return this.#power.watch(vm, instance);
+    }
+  }
+
+  async #guest(instance: Instance, what: string): Promise<Link> {
+    const { id, name } = instance;
+    const reading = await this.inspect(instance);
+    const link = this.#fleet.vm(id).link;
+    if (reading.state !== "Running" || !link) {
+      throw new DormouseError("invalid_state", `Cannot ${what} instance "${name}": state is ${reading.state}`);
+    }
+    if (this.#power.image(instance).agent) return link;
+    throw new DormouseError("not_supported", `Cannot ${what} instance "${name}": its image has no guest agent`);
+  }
+}
+
+/** A console ends its lines as terminals do. */
+async function* withoutReturns(lines: AsyncIterable<string>): AsyncGenerator<string> {
+  for await (const line of lines) yield line.replace(/\r$/, "");
+}

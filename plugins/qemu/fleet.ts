@@ -1,0 +1,138 @@
+import { existsSync, mkdirSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import type { Logger } from "@logtape/logtape";
+import type { Network } from "../../main.ts";
+import { LogKeeper } from "../shared/log-keeper.ts";
+import type { Accelerator } from "./accel.ts";
+import type { Images } from "./images.ts";
+import { type Owner, Records } from "./records.ts";
+import { Slots } from "./slots.ts";
+import { Vm } from "./vm.ts";
+
+export interface FleetOptions {
+  /** Milliseconds from the request to end to the end. */
+  grace: number;
+  /** Milliseconds for QEMU to answer after it was started. */
+  start_timeout: number;
+  max_concurrent_restores: number;
+  /** Where memory is kept; with the other files of an instance where it is empty. */
+  ram_dir: string;
+  /** Bytes from which the log of a console is rotated. */
+  log_max_size: number;
+  log_files: number;
+}
+export interface FleetContext {
+  readonly dataDir: string;
+  readonly network: Network | undefined;
+  readonly images: Images;
+  readonly accelerator: Accelerator;
+  readonly log: Logger;
+  readonly options: FleetOptions;
+  /** Whom QEMU runs as; null for this process's own user. */
+  readonly owner: Owner | null;
+  /** Why no machine can run here, or null. */
+  readonly lacking: string | null;
+  /** Told that an instance should be looked at. */
+  changed(id: string, cause: string): void;
+}
+
+/** The machines of both drivers on one data_dir, each with its turn: what is done with one is done one after the other. */
+export class Fleet implements AsyncDisposable {
+  readonly context: FleetContext;
+  readonly restores: Slots;
+  readonly logs: LogKeeper;
+  readonly #folder: string;
+  readonly #vms = new Map<string, Vm>();
+  readonly #turns = new Map<string, Promise<unknown>>();
+  /** What waits for a guest to be ready, and other work behind the scenes, by instance. */
+  readonly #watches = new Map<string, AbortController>();
+  readonly #busy = new Set<Promise<unknown>>();
+
+  constructor(context: FleetContext) {
+    this.context = context;
+    const { dataDir, options, log } = context;
+    this.#folder = join(dataDir, "qemu", "instances");
+    mkdirSync(this.#folder, { recursive: true });
+    this.restores = new Slots(options.max_concurrent_restores);
+    this.logs = new LogKeeper({ maxSize: options.log_max_size, files: options.log_files }, log);
+  }
+
+  vm(id: string): Vm {
+    // Ids become names of files.
+    if (!/^[\w-]+$/.test(id)) throw new TypeError(`Cannot use "${id}" as the id of an instance`);
+    let vm = this.#vms.get(id);
+    if (!vm) {
+      const { log, owner, options, changed } = this.context;
+      const records = new Records(join(this.#folder, id), options.ram_dir && join(options.ram_dir, id) || undefined);
+      const ended = () => {
+        this.unwatch(id);
+        changed(id, "exit");
+      };
+      this.#vms.set(id, vm = new Vm({ records, log, owner, startTimeout: options.start_timeout, ended }));
+    }
+    return vm;
+  }
+
+  /** Does `work` after all that was to be done with the instance before. */
+  async turn<T>(id: string, work: (vm: Vm) => Promise<T>): Promise<T> {
+    const turn = (this.#turns.get(id) ?? Promise.resolve()).then(() => work(this.vm(id)));
+    const settled = turn.catch(() => {}).then(() => {
+      if (this.#turns.get(id) === settled) this.#turns.delete(id);
+    });
+    this.#turns.set(id, settled);
+    return await turn;
+  }
+
+  isWatched(id: string): boolean {
+    return this.#watches.has(id);
+  }
+
+  /** Work that goes on behind the scenes until it is done, {@linkcode unwatch} or the end of the host. */
+  watch(id: string, work: (signal: AbortSignal) => Promise<unknown>): void {
+    this.unwatch(id);
+    const controller = new AbortController();
+    this.#watches.set(id, controller);
+    const running = work(controller.signal).catch((error) => {
+      if (!controller.signal.aborted) this.context.log.warn("Watching {id} failed: {reason}", { id, reason: error });
+    }).finally(() => {
+      this.#busy.delete(running);
+      if (this.#watches.get(id) === controller) this.#watches.delete(id);
+    });
+    this.#busy.add(running);
+  }
+
+  unwatch(id: string): void {
+    this.#watches.get(id)?.abort(new Error("it is no longer waited for"));
+    this.#watches.delete(id);
+  }
+
+  /** Ends the machine and removes all that is its own. */
+  async erase(id: string): Promise<void> {
+    this.unwatch(id);
+    await this.turn(id, async (vm) => {
+      await vm.end();
+      vm.records.erase();
+      vm[Symbol.dispose]();
+    });
+    for (const log of [id, `${id} vmm`]) this.logs.forget(log);
+    this.#vms.delete(id);
+  }
+
+  /** Removes what belongs to no instance of `live`; returns their ids. Only while no instance is being made. */
+  async sweep(live: ReadonlySet<string>): Promise<string[]> {
+    const { ram_dir } = this.context.options;
+    const folders = [this.#folder, ...(ram_dir && existsSync(ram_dir) ? [ram_dir] : [])];
+    const found = new Set(folders.flatMap((folder) => readdirSync(folder)));
+    const strays = [...found].filter((id) => !live.has(id) && /^[\w-]+$/.test(id));
+    for (const id of strays) await this.erase(id);
+    return strays;
+  }
+
+  /** Lets go of everything; what runs goes on running. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const id of [...this.#watches.keys()]) this.unwatch(id);
+    for (const vm of this.#vms.values()) vm[Symbol.dispose]();
+    await this.logs[Symbol.asyncDispose]();
+    await Promise.all(this.#busy);
+  }
+}

@@ -1,0 +1,130 @@
+import { Buffer } from "node:buffer";
+import { DormouseError, type Instance } from "../../main.ts";
+import { clockArguments } from "./clock.ts";
+import type { Image } from "./images.ts";
+import type { Launch } from "./records.ts";
+
+/** The contract's names of the two kinds of machine. */
+export const MACHINES = { "qemu-microvm": "microvm", "qemu": "q35" } as const;
+export type DriverName = keyof typeof MACHINES;
+export type Accel = "kvm" | "tcg";
+
+/** The port of virtio-serial into which a guest writes the exit code of its workload before it powers off. */
+export const EXIT_PORT = "dormouse.exit";
+const AGENT_PORT = "org.qemu.guest_agent.0";
+/** What the kernel takes of a command line, COMMAND_LINE_SIZE of x86, with room for what the machine adds. */
+const MAX_COMMAND_LINE = 1920;
+
+/** The numbers under which a launch opens files that the user that it becomes need not be able to reach. */
+export const FILES = { kernel: 3, initrd: 4, disk: 5, memory: 6 } as const;
+const opened = (name: keyof typeof FILES) => `/proc/self/fd/${FILES[name]}`;
+
+export interface GuestNetwork {
+  /** The host's end. */
+  readonly device: string;
+  readonly mac: string;
+  /** With the length of the prefix: `10.88.0.5/16`. */
+  readonly address: string;
+  readonly gateway: string;
+  readonly address6: string | null;
+  readonly gateway6: string | null;
+}
+export interface MachineOptions {
+  readonly driver: DriverName;
+  readonly accel: Accel;
+  readonly image: Image;
+  /** Null where it has no network. */
+  readonly network: GuestNetwork | null;
+}
+
+/** The vcpus and bytes of memory that an instance gets: what it asks for, else its image's. */
+export function sizeOf({ vcpus, memory_bytes }: Instance, image: Image): { vcpus: number; bytes: number } {
+  // Memory is given in whole pages of 2 MiB, which suits every page size that a machine may map it with.
+  const unit = 2 * 1024 * 1024;
+  return { vcpus: vcpus ?? image.vcpus, bytes: Math.ceil((memory_bytes ?? image.size) / unit) * unit };
+}
+
+/** How the memory is mapped: shared, so that a standby leaves it in its file, or as a private view of another's. */
+export function memoryArguments({ bytes, shared }: Launch["memory"]): string[] {
+  const backing = `size=${bytes},mem-path=${opened("memory")},share=${shared ? "on" : "off"}`;
+  return ["-object", `memory-backend-file,id=ram,${backing}`];
+}
+
+/**
+ * The arguments of `qemu-system-x86_64`, see its own `invocation` page, but for the memory's. Paths are those of the
+ * instance's folder, in which it runs: so none is longer than what a socket's may be.
+ */
+export function argumentsOf(instance: Instance, options: MachineOptions): string[] {
+  const { driver, accel, image, network } = options;
+  const { vcpus, bytes } = sizeOf(instance, image);
+  // virtio over PCI on the one, over mmio on the other; else the machines differ in nothing that is said here.
+  const bus = driver === "qemu" ? "pci" : "device";
+  const device = (kind: string, ...rest: string[]) => ["-device", [`virtio-${kind}-${bus}`, ...rest].join()];
+  const port = (id: string, name: string) => ["-device", `virtserialport,bus=ports.0,chardev=${id},name=${name}`];
+  const socket = (id: string) => ["-chardev", `socket,id=${id},path=run/${id}.sock,server=on,wait=off`];
+  const machine = [MACHINES[driver], `accel=${accel}`, "memory-backend=ram", ...(driver === "qemu" ? ["usb=off"] : [])];
+  return [
+    ...["-name", `guest=${instance.name},debug-threads=on`],
+    ...["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"],
+    ...["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"],
+    ...["-machine", machine.join()],
+    ...["-cpu", accel === "kvm" ? "host" : "qemu64"],
+    ...["-smp", String(vcpus), "-m", `size=${bytes / 1024}K`],
+    ...["-kernel", opened("kernel"), ...(image.initrd ? ["-initrd", opened("initrd")] : [])],
+    ...["-append", kernelCommandLine(instance, options)],
+    ...[...socket("qmp"), "-mon", "chardev=qmp,mode=control"],
+    ...["-chardev", "file,id=console,path=serial.log,append=on", "-serial", "chardev:console"],
+    ...device("serial", "id=ports"),
+    ...[...socket("agent"), ...port("agent", AGENT_PORT)],
+    ...["-chardev", "file,id=exit,path=exit", ...port("exit", EXIT_PORT)],
+    ...["-object", "rng-random,id=rng,filename=/dev/urandom", ...device("rng", "rng=rng")],
+    ...(image.disk === null ? [] : [...diskArguments(image.disk.format), ...device("blk", "drive=disk")]),
+    ...(network === null ? [] : [
+      ...["-netdev", `tap,id=net,ifname=${network.device},script=no,downscript=no`],
+      ...device("net", "netdev=net", `mac=${network.mac}`),
+    ]),
+    ...["-device", "pvpanic"],
+  ];
+}
+
+function diskArguments(format: "raw" | "qcow2"): string[] {
+  const base = { driver: format, "read-only": true, file: { driver: "file", filename: opened("disk") } };
+  const overlay = { driver: "file", filename: "overlay.qcow2" };
+  const disk = { driver: "qcow2", "node-name": "disk", file: overlay, backing: base };
+  return ["-blockdev", JSON.stringify(disk)];
+}
+
+/**
+ * What the guest's init reads from `/proc/cmdline`; its image's own words come first.
+ *
+ * @throws {DormouseError} `invalid_request` where the command and its variables are more than what a kernel takes
+ */
+export function kernelCommandLine(
+  instance: Instance,
+  { image, network, driver, accel }: MachineOptions,
+): string {
+  const { name, entrypoint, cmd, env, working_dir } = instance;
+  const argv = [...entrypoint, ...cmd];
+  const work = { argv, env, ...(working_dir !== null && { cwd: working_dir }) };
+  const line = [
+    ...(image.cmdline === "" ? [] : [image.cmdline]),
+    ...(MACHINES[driver] === "microvm" && accel === "tcg" ? clockArguments() : []),
+    `dormouse.hostname=${name}`,
+    ...(image.dhcp && network !== null ? ["dormouse.dhcp=1"] : addressWords(network)),
+    ...(argv.length === 0 ? [] : [`dormouse.run=${Buffer.from(JSON.stringify(work)).toString("base64")}`]),
+  ].join(" ");
+  if (line.length <= MAX_COMMAND_LINE) return line;
+  const reason =
+    `the guest's kernel takes ${MAX_COMMAND_LINE} characters for all that it is told, this is ${line.length}`;
+  throw new DormouseError(
+    "invalid_request",
+    `Wrong value of "cmd": with "entrypoint" and "env" it is too long: ${reason}`,
+  );
+}
+
+function addressWords(network: GuestNetwork | null): string[] {
+  if (network === null) return [];
+  const { address, gateway, address6, gateway6 } = network;
+  const words = [`dormouse.ip=${address}`, `dormouse.gw=${gateway}`];
+  return address6 === null ? words : [...words, `dormouse.ip6=${address6}`, `dormouse.gw6=${gateway6}`];
+}

@@ -1,0 +1,164 @@
+import type { Instance } from "../../main.ts";
+import { messageOf } from "../shared/errors.ts";
+import { bootId } from "../shared/proc.ts";
+import type { Fleet } from "./fleet.ts";
+import type { Image } from "./images.ts";
+import { argumentsOf, type DriverName, type GuestNetwork, sizeOf } from "./machine.ts";
+import { isAtOnce, readinessOf, refresh, rewind, settleIn, untilReady } from "./ready.ts";
+import type { Launch, Snapshot } from "./records.ts";
+import { syncMemory } from "./snapshot.ts";
+import { shutdown } from "./tasks.ts";
+import type { Link, Vm } from "./vm.ts";
+import { wire as attach } from "./wire.ts";
+
+/** Milliseconds for the guest agent to take up the request to shut down, before the power button is pressed. */
+const ASK_MS = 3_000;
+/** Milliseconds for a copy to take its own place before its restore is answered; it goes on after that. */
+const SETTLE_MS = 20_000;
+
+/** Brings the machines of one kind up: boots them, wakes them, and notices when their guests are ready. */
+export class Power {
+  readonly #name: DriverName;
+  readonly #fleet: Fleet;
+
+  constructor(name: DriverName, fleet: Fleet) {
+    this.#name = name;
+    this.#fleet = fleet;
+  }
+
+  image({ image }: Pick<Instance, "image">): Image {
+    return this.#fleet.context.images.read(image);
+  }
+
+  async boot(vm: Vm, instance: Instance, signal: AbortSignal): Promise<void> {
+    const { accelerator, owner } = this.#fleet.context;
+    const image = this.image(instance);
+    const accel = await accelerator.of(image);
+    await vm.end();
+    vm.records.make(owner);
+    vm.records.clear();
+    vm.records.blank(sizeOf(instance, image).bytes, owner);
+    const network = await this.wire(instance);
+    await vm.start(this.launch(instance, image, { accel, network, shared: true }), image, { signal });
+  }
+
+  /** What a machine is started with. */
+  launch(
+    instance: Instance,
+    image: Image,
+    { accel, network, shared }: { accel: Launch["accel"]; network: GuestNetwork | null; shared: boolean },
+  ): Omit<Launch, "generation" | "boot"> {
+    const args = argumentsOf(instance, { driver: this.#name, accel, image, network });
+    const { bytes } = sizeOf(instance, image);
+    return { args, accel, memory: { bytes, shared }, image: image.folder, device: network?.device ?? null };
+  }
+
+  async restore(vm: Vm, instance: Instance, signal: AbortSignal): Promise<"Initializing" | "Running"> {
+    const { owner, images } = this.#fleet.context;
+    const { records } = vm;
+    const { state } = await vm.look();
+    if (state === "Running" || state === "Initializing") return this.watch(vm, instance);
+    if (state !== "Standby") throw new Error(`it is ${state}`);
+    const snapshot = records.snapshot()!;
+    if (!isRestorable(snapshot)) {
+      throw new Error("this machine was restarted before the guest's memory was on disk");
+    }
+    using _slot = await this.#fleet.restores.take(signal);
+    this.#fleet.unwatch(instance.id);
+    records.make(owner);
+    await this.wire(instance);
+    const before = records.launch()!;
+    const image = images.read(before.image);
+    if (snapshot.full) records.blank(before.memory.bytes, owner);
+    else if (before.memory.shared) await records.separate(owner);
+    const memory = { ...before.memory, shared: snapshot.full || before.memory.shared };
+    const { args, accel, device } = before;
+    const foreign = records.isMarked("foreign");
+    // A copy is not let onto the network before it knows who it is.
+    const prepare = foreign && device !== null
+      ? async ({ qmp }: Link) => void await qmp.execute("set_link", { name: "net", up: false })
+      : undefined;
+    const wanted = { args, accel, device, memory, image: before.image };
+    const link = await vm.start(wanted, image, { signal, incoming: true, ...(prepare && { prepare }) });
+    if (foreign) {
+      await this.#settle(vm, instance, AbortSignal.any([signal, AbortSignal.timeout(SETTLE_MS)])).catch((error) =>
+        this.#warn(instance, error) // which is tried again until it works
+      );
+    } else if (image.agent) {
+      await rewind(link.agent, signal).catch((error) => this.#warn(instance, error));
+      // Nobody else was made of this memory, so its random numbers are in no hurry.
+      const freshen = (gone: AbortSignal) =>
+        refresh(link.agent, gone).catch((error) => gone.aborted || this.#warn(instance, error));
+      this.#fleet.watch(instance.id, freshen);
+    }
+    return this.watch(vm, instance);
+  }
+
+  /** Notices when it is ready, where it is not; the state that it has now. */
+  watch(vm: Vm, instance: Instance): "Initializing" | "Running" {
+    const { records } = vm;
+    const { id } = instance;
+    this.#fleet.logs.of(id, records.log);
+    this.#fleet.logs.watch(id);
+    if (records.isMarked("ready")) return "Running";
+    const readiness = readinessOf(instance, this.image(instance));
+    if (isAtOnce(readiness)) {
+      records.mark("ready");
+      return "Running";
+    }
+    if (!this.#fleet.isWatched(id)) {
+      const { agent } = vm.link!;
+      this.#fleet.watch(id, async (signal) => {
+        // It is on no network before.
+        if (records.isMarked("foreign")) await this.#settle(vm, instance, signal);
+        await untilReady(readiness, agent, signal);
+        signal.throwIfAborted();
+        records.mark("ready");
+        this.#fleet.context.changed(id, "ready");
+      });
+    }
+    return "Initializing";
+  }
+
+  /** Asks a guest to end: by its agent, else by the power button, for not every guest has both. */
+  async ask({ agent, qmp }: Link, instance: Instance, ready: boolean): Promise<void> {
+    if (ready && this.image(instance).agent) {
+      const asked = await shutdown(agent, { timeout: ASK_MS }).then(() => true, () => false);
+      if (asked) return;
+    }
+    await qmp.execute("system_powerdown");
+  }
+
+  /** Brings the memory to disk behind the scenes, unless it is there or what it held was lost with a start of before. */
+  makeDurable(id: string): void {
+    const snapshot = this.#fleet.vm(id).records.snapshot();
+    if (!snapshot || snapshot.durable || snapshot.boot !== bootId()) return;
+    this.#fleet.watch(id, async (signal) => {
+      await syncMemory(this.#fleet.vm(id).records);
+      if (!signal.aborted) await this.#fleet.turn(id, ({ records }) => records.markDurable());
+    });
+  }
+
+  /** Gives a copy a name, a place and random numbers of its own. */
+  async #settle({ records, link }: Vm, instance: Instance, signal: AbortSignal): Promise<void> {
+    await settleIn(link!.agent, instance, await this.wire(instance), signal);
+    if (link!.launch.device !== null) await link!.qmp.execute("set_link", { name: "net", up: true });
+    records.unmark("foreign");
+    records.mark("ready");
+  }
+
+  #warn({ name }: Instance, error: unknown): void {
+    const reason = messageOf(error);
+    this.#fleet.context.log.warn("{name} may have an old clock or old random numbers: {reason}", { name, reason });
+  }
+
+  /** Its cable; the same again where it has one. */
+  wire(instance: Instance): Promise<GuestNetwork | null> {
+    const { network, owner } = this.#fleet.context;
+    return attach(instance, network, owner);
+  }
+}
+
+function isRestorable({ durable, boot }: Snapshot): boolean {
+  return durable || boot === bootId();
+}

@@ -1,0 +1,80 @@
+import type { Instance } from "../../main.ts";
+import { delay } from "../shared/async.ts";
+import { dialProbe } from "../shared/probe-ports.ts";
+import type { Agent } from "./agent.ts";
+import type { Image } from "./images.ts";
+import type { GuestNetwork } from "./machine.ts";
+import { identify, reseed, setClock } from "./tasks.ts";
+
+/** Milliseconds between two attempts to reach a port that does not answer. */
+const RETRY_MS = 100;
+/** Milliseconds in which a guest is told after a restore what it could not notice, before it counts as running. */
+const FRESHEN_MS = 2_000;
+
+/** What has to answer before a guest counts as running. */
+export interface Readiness {
+  readonly agent: boolean;
+  readonly port: { readonly host: string; readonly port: number } | null;
+}
+
+/** What the image says of it. A guest that runs another program than its image's is not asked on that one's port. */
+export function readinessOf({ network, entrypoint, cmd }: Instance, { agent, ready_port }: Image): Readiness {
+  const own = entrypoint.length + cmd.length === 0;
+  const port = ready_port !== undefined && network.ip !== null && own ? { host: network.ip, port: ready_port } : null;
+  return { agent, port };
+}
+
+export function isAtOnce({ agent, port }: Readiness): boolean {
+  return !agent && port === null;
+}
+
+/** Resolves once all of it has answered. @throws the signal's reason */
+export async function untilReady({ agent, port }: Readiness, guest: Agent, signal: AbortSignal): Promise<void> {
+  if (agent) await guest.ready({ signal });
+  while (port && !await answers(port.host, port.port, signal)) await delay(RETRY_MS, { signal });
+}
+
+async function answers(host: string, port: number, signal: AbortSignal): Promise<boolean> {
+  try {
+    const socket = await dialProbe(host, port, { signal, timeout: 1_000 });
+    socket.destroy();
+    return true;
+  } catch (error) {
+    if (signal.aborted) throw error;
+    return false; // not yet
+  }
+}
+
+/** After a restore: its clock stood still. @throws where the guest did not take it up in time */
+export async function rewind(agent: Agent, signal: AbortSignal): Promise<void> {
+  await setClock(agent, { signal: AbortSignal.any([signal, AbortSignal.timeout(FRESHEN_MS)]), timeout: FRESHEN_MS });
+}
+
+/** Two machines that are made of one memory would have the same random numbers. @throws as {@linkcode rewind} */
+export async function refresh(agent: Agent, signal: AbortSignal): Promise<void> {
+  await reseed(agent, { signal: AbortSignal.any([signal, AbortSignal.timeout(FRESHEN_MS)]), timeout: FRESHEN_MS });
+}
+
+/**
+ * Makes a guest that was made of another's memory one of its own.
+ *
+ * @throws where the guest did not take all of it up; it can be told again
+ */
+export async function settleIn(
+  agent: Agent,
+  { name: hostname }: Instance,
+  network: GuestNetwork | null,
+  signal: AbortSignal,
+): Promise<void> {
+  const place = network && {
+    mac: network.mac,
+    ip: network.address,
+    gateway: network.gateway,
+    ...(network.address6 !== null && network.gateway6 !== null &&
+      { ip6: network.address6, gateway6: network.gateway6 }),
+  };
+  await agent.ready({ signal });
+  await reseed(agent, { signal });
+  await identify(agent, { hostname, ...place }, { signal });
+  await setClock(agent, { signal });
+}

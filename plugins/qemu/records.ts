@@ -1,0 +1,279 @@
+import { randomBytes } from "node:crypto";
+import { chownSync, existsSync, linkSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { type FileHandle, open, rename, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { bootId, type ProcessId } from "../shared/proc.ts";
+import { run } from "../shared/run.ts";
+import type { Accel } from "./machine.ts";
+
+/** Milliseconds in which a memory is copied. */
+const COPY_MS = 300_000;
+
+/** A start of QEMU, as it is kept before it happens. */
+export interface Launch {
+  /** Of this start; its files have it in their names. */
+  readonly generation: string;
+  /** The start of the machine that it belongs to. */
+  readonly boot: string;
+  /** What QEMU is started with, but for `memory` and what a restore adds: that one starts it with the same. */
+  readonly args: readonly string[];
+  /** Not shared: a private view of the memory that it was forked from. */
+  readonly memory: { readonly bytes: number; readonly shared: boolean };
+  readonly accel: Accel;
+  /** The folder of the image. */
+  readonly image: string;
+  /** The host's end of its network; null where it has none. */
+  readonly device: string | null;
+}
+
+/** A device state that was written whole, and what it needs to be of use. */
+export interface Snapshot {
+  readonly boot: string;
+  /** Whether the memory is on disk too, so that it outlives this start of the machine. */
+  readonly durable: boolean;
+  /** Whether the memory is in the state, and not in a file of its own. */
+  readonly full: boolean;
+}
+
+/** How a machine ended. */
+export interface Exit {
+  exit_code: number | null;
+  exit_message: string | null;
+}
+
+/** It was ready; it was paused by us; it is a copy that was not told yet who it is. */
+export type Mark = "ready" | "paused" | "foreign";
+
+export interface Owner {
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/**
+ * The files of one instance. The folder is the host's: QEMU, which is not trusted, may write to those files in it that are
+ * its own, and to the folder `run` of its sockets, but put no other in a file's place.
+ */
+export class Records {
+  readonly folder: string;
+  /** The memory. Forks of a sleeping machine have it too, by another name: with more than one it must not change. */
+  readonly ram: string;
+  /** The memory that this one was forked from, until it has its own. */
+  readonly base: string;
+
+  /** `ramFolder` where the memory is kept elsewhere. */
+  constructor(folder: string, ramFolder: string = folder) {
+    this.folder = folder;
+    this.ram = join(ramFolder, "ram");
+    this.base = join(ramFolder, "ram.base");
+  }
+
+  path(name: string): string {
+    return join(this.folder, name);
+  }
+
+  get log(): string {
+    return this.path("serial.log");
+  }
+
+  get qemuLog(): string {
+    return this.path("qemu.log");
+  }
+
+  has(name: "state" | "paused"): boolean {
+    return existsSync(this.path(name));
+  }
+
+  /** The folder with what is QEMU's own, given to `owner` where it runs as somebody else. */
+  make(owner: Owner | null): void {
+    mkdirSync(this.folder, { recursive: true, mode: 0o711 });
+    mkdirSync(dirname(this.ram), { recursive: true, mode: 0o711 });
+    mkdirSync(this.path("run"), { recursive: true, mode: 0o700 });
+    for (const file of [this.log, this.qemuLog, this.path("exit"), this.ram]) {
+      if (!existsSync(file)) writeFileSync(file, "", { mode: 0o600 });
+    }
+    if (!owner) return;
+    const overlay = existsSync(this.path("overlay.qcow2")) ? [this.path("overlay.qcow2")] : [];
+    for (const file of [this.path("run"), this.log, this.path("exit"), this.ram, ...overlay]) {
+      chownSync(file, owner.uid, owner.gid);
+    }
+  }
+
+  /** Memory of zeros, in a file that nobody else has. */
+  blank(bytes: number, owner: Owner | null): void {
+    rmSync(this.ram, { force: true });
+    writeFileSync(this.ram, "", { mode: 0o600 });
+    truncateSync(this.ram, bytes);
+    if (owner) chownSync(this.ram, owner.uid, owner.gid);
+  }
+
+  /** Nothing that tells of the run before. */
+  clear(): void {
+    for (
+      const name of ["paused", "state", "state.spent", "state.tmp", "snapshot.json", "ready", "foreign", "ended.json"]
+    ) {
+      rmSync(this.path(name), { force: true });
+    }
+    this.leaveBase();
+    truncateSync(this.path("exit"), 0);
+  }
+
+  /** Once it has all that it needs of the memory that it was forked from. */
+  leaveBase(): void {
+    rmSync(this.base, { force: true });
+  }
+
+  /** Frees the disk that the memory takes; forks keep it for themselves. */
+  free(owner: Owner | null): void {
+    this.leaveBase();
+    if ((statSync(this.ram, { throwIfNoEntry: false })?.size ?? 0) > 0) this.blank(0, owner);
+  }
+
+  /** @throws where it is there and cannot be understood */
+  launch(): Launch | undefined {
+    const launch = this.#read<Launch>("launch.json");
+    if (launch && (typeof launch.generation !== "string" || !Array.isArray(launch.args))) {
+      throw new Error(`"${this.path("launch.json")}" is not a record of a launch`);
+    }
+    return launch;
+  }
+
+  /** Keeps a launch, which can then be taken up once. */
+  async begin(wanted: Omit<Launch, "generation" | "boot">): Promise<Launch> {
+    const launch = { ...wanted, generation: randomBytes(8).toString("hex"), boot: bootId() };
+    for (const name of readdirSync(this.folder).filter((each) => /^(?:go\.|pid\.|ended\.json$)/.test(each))) {
+      rmSync(this.path(name), { force: true });
+    }
+    await this.#persist("launch.json", launch);
+    writeFileSync(this.go(launch), "");
+    return launch;
+  }
+
+  /** What a launch must take away before it goes on; whoever takes it away first has decided. */
+  go({ generation }: Launch): string {
+    return this.path(`go.${generation}`);
+  }
+
+  pidFile({ generation }: Launch): string {
+    return this.path(`pid.${generation}`);
+  }
+
+  /** Withdraws a launch that was not taken up yet. */
+  withdraw(launch: Launch): void {
+    rmSync(this.go(launch), { force: true });
+  }
+
+  /** The process of a launch that was taken up, in this start of the machine. */
+  processOf(launch: Launch): ProcessId | undefined {
+    const file = this.pidFile(launch);
+    if (launch.boot !== bootId() || existsSync(this.go(launch)) || !existsSync(file)) return undefined;
+    const text = readFileSync(file, "latin1");
+    return { pid: Number.parseInt(text), started: Number(text.slice(text.lastIndexOf(")") + 2).split(" ")[19]) };
+  }
+
+  mark(name: Mark): void {
+    writeFileSync(this.path(name), "");
+  }
+
+  unmark(name: Mark): void {
+    rmSync(this.path(name), { force: true });
+  }
+
+  isMarked(name: Mark): boolean {
+    return existsSync(this.path(name));
+  }
+
+  ended(): Exit | undefined {
+    return this.#read<Exit>("ended.json");
+  }
+
+  /** Synchronous, so that it is written before anybody can see that the machine is gone. */
+  end(exit: Exit): void {
+    writeFileSync(this.path("ended.json"), JSON.stringify(exit));
+  }
+
+  /** What the guest has written before it powered off. */
+  exitCode(): number | null {
+    if (!existsSync(this.path("exit"))) return null;
+    const [, digits] = /^(\d{1,3})\n/.exec(readFileSync(this.path("exit"), "latin1")) ?? [];
+    return digits === undefined ? null : Number(digits);
+  }
+
+  /** The complete snapshot, if there is one. */
+  snapshot(): Snapshot | undefined {
+    return existsSync(this.path("state")) ? this.#read<Snapshot>("snapshot.json") : undefined;
+  }
+
+  /** Makes what is in `state.tmp`, and on disk, the snapshot. */
+  async complete({ full }: { full: boolean }): Promise<void> {
+    await this.#persist("snapshot.json", { boot: bootId(), durable: full, full } satisfies Snapshot);
+    await rename(this.path("state.tmp"), this.path("state"));
+    await this.#sync();
+  }
+
+  /** Makes this the sleeping copy of another; its own memory it has when it is restored. */
+  async inherit(source: Records, launch: Omit<Launch, "generation" | "boot">): Promise<void> {
+    const snapshot = source.snapshot()!;
+    if (!snapshot.full) linkSync(existsSync(source.base) ? source.base : source.ram, this.base);
+    this.mark("foreign");
+    this.withdraw(await this.begin(launch));
+    await this.#persist("snapshot.json", snapshot);
+    linkSync(source.path("state"), this.path("state")); // which nobody ever changes
+    await this.#sync();
+  }
+
+  /** Gives it a memory that nobody else has a view of, before it changes. */
+  async separate(owner: Owner | null): Promise<void> {
+    if ((statSync(this.ram, { throwIfNoEntry: false })?.nlink ?? 0) < 2) return;
+    const copy = `${this.ram}.tmp`;
+    await rm(copy, { force: true });
+    await run("cp", ["--reflink=auto", "--sparse=always", this.ram, copy], { timeout: COPY_MS });
+    if (owner) chownSync(copy, owner.uid, owner.gid);
+    await rename(copy, this.ram);
+  }
+
+  /** Notes that the memory is on disk too, unless the snapshot has been spent meanwhile. */
+  async markDurable(): Promise<void> {
+    const snapshot = this.snapshot();
+    if (snapshot) await this.#persist("snapshot.json", { ...snapshot, durable: true } satisfies Snapshot);
+  }
+
+  /** From here on nobody restores it: memory that ran on must never meet the device state of before. */
+  async spend(): Promise<void> {
+    if (existsSync(this.path("state"))) await rename(this.path("state"), this.path("state.spent"));
+    await this.#sync();
+    await rm(this.path("state.spent"), { force: true });
+  }
+
+  erase(): void {
+    for (const folder of new Set([dirname(this.ram), this.folder])) rmSync(folder, { recursive: true, force: true });
+  }
+
+  #read<T>(name: string): T | undefined {
+    if (!existsSync(this.path(name))) return undefined;
+    try {
+      return JSON.parse(readFileSync(this.path(name), "utf8"));
+    } catch (error) {
+      throw new Error(`Cannot read "${this.path(name)}"`, { cause: error });
+    }
+  }
+
+  async #persist(name: string, value: unknown): Promise<void> {
+    const unfinished = this.path(`${name}.tmp`);
+    await using file = await open(unfinished, "w", 0o600);
+    await file.writeFile(JSON.stringify(value));
+    await file.sync();
+    await rename(unfinished, this.path(name));
+    await this.#sync();
+  }
+
+  async #sync(): Promise<void> {
+    let folder: FileHandle | undefined;
+    try {
+      folder = await open(this.folder, "r");
+      await folder.sync();
+    } finally {
+      await folder?.close();
+    }
+  }
+}

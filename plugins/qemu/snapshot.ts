@@ -1,0 +1,110 @@
+/**
+ * A machine's state but for its memory, which stays in the file that it is mapped from: some tens of kilobytes, whatever
+ * the size of the memory. It goes over a socket, because QEMU may start no program and knows no files for it.
+ */
+import { chownSync, closeSync, createReadStream, createWriteStream, existsSync, openSync, rmSync } from "node:fs";
+import { open } from "node:fs/promises";
+import { once } from "node:events";
+import { createServer, type Socket } from "node:net";
+import { pipeline } from "node:stream/promises";
+import { deadline, delay } from "../shared/async.ts";
+import type { Qmp } from "./qmp.ts";
+import type { Owner, Records } from "./records.ts";
+import { dial } from "./socket.ts";
+
+/** Milliseconds that the transfer may take, without and with the memory, and between two looks at how far it is. */
+const [TRANSFER_MS, FULL_MS, POLL_MS] = [30_000, 600_000, 4];
+/** Bytes per second: as fast as it goes. */
+const MAX_BANDWIDTH = 2 ** 40;
+/** Memory that is shared with a file is left out of the transfer, unless all of it is wanted. */
+const capabilities = (full: boolean) => ({ capabilities: [{ capability: "x-ignore-shared", state: !full }] });
+
+interface TransferOptions {
+  /** Whether the memory goes with it, for it has no file of its own. */
+  full: boolean;
+  signal: AbortSignal;
+}
+
+/** Writes the state of a stopped machine to `state.tmp`; it is on disk when this resolves, and the machine still there. */
+export async function saveState(
+  qmp: Qmp,
+  records: Records,
+  owner: Owner | null,
+  { full, signal }: TransferOptions,
+): Promise<void> {
+  const [file, path] = [records.path("state.tmp"), records.path("out.sock")];
+  for (const stale of [file, path]) rmSync(stale, { force: true });
+  await qmp.execute("migrate-set-capabilities", capabilities(full));
+  // Bound by way of its folder: the path itself may be longer than that of a socket can be.
+  const folder = openSync(records.folder, "r");
+  const server = createServer();
+  const given = new AbortController();
+  try {
+    server.listen(`/proc/self/fd/${folder}/out.sock`);
+    await once(server, "listening");
+    if (owner) chownSync(path, owner.uid, owner.gid);
+    const received = once(server, "connection", { signal: given.signal })
+      .then(([socket]) =>
+        pipeline(socket as Socket, createWriteStream(file, { mode: 0o600 }), { signal: given.signal })
+      );
+    received.catch(() => {}); // seen below, unless QEMU says before why it sends nothing
+    await qmp.execute("migrate-set-parameters", { "max-bandwidth": MAX_BANDWIDTH }, { signal });
+    await qmp.execute("migrate", { uri: "unix:out.sock" }, { signal });
+    await transferred(qmp, { full, signal });
+    await deadline(received, TRANSFER_MS, "Writing the state");
+    await using written = await open(file, "r+");
+    await written.sync();
+  } finally {
+    given.abort(new Error("it is over"));
+    server.close();
+    closeSync(folder);
+    rmSync(path, { force: true });
+  }
+}
+
+/** Has a machine that was started for it take over the state in `state`; it does not run yet. */
+export async function loadState(qmp: Qmp, records: Records, { full, signal }: TransferOptions): Promise<void> {
+  await qmp.execute("migrate-set-capabilities", capabilities(full), { signal });
+  await qmp.execute("migrate-incoming", { uri: "unix:run/in.sock" }, { signal });
+  const socket = await dial(records.path("run/in.sock"), { signal });
+  try {
+    // QEMU alone knows whether it has all of it, and may close before the last byte is acknowledged.
+    pipeline(createReadStream(records.path("state")), socket, { signal }).catch(() => {});
+    await transferred(qmp, { full, signal });
+  } finally {
+    socket.destroy();
+  }
+  rmSync(records.path("run/in.sock"), { force: true });
+}
+
+async function transferred(qmp: Qmp, { full, signal }: TransferOptions): Promise<void> {
+  const within = full ? FULL_MS : TRANSFER_MS;
+  const end = performance.now() + within;
+  for (;;) {
+    const info = await qmp.execute("query-migrate", {}, { signal }) as { status?: string; "error-desc"?: string };
+    if (info.status === "completed") return;
+    if (info.status === "failed" || info.status === "cancelled") {
+      throw new Error(`the state could not be transferred: ${info["error-desc"] ?? info.status}`);
+    }
+    if (performance.now() > end) throw new Error(`the state was not transferred within ${within} ms`);
+    await delay(POLL_MS, { signal });
+  }
+}
+
+/** Makes a machine run again whose {@linkcode saveState} was given up. */
+export async function cancelSave(qmp: Qmp): Promise<void> {
+  await qmp.execute("migrate_cancel");
+  const end = performance.now() + TRANSFER_MS;
+  for (;;) {
+    const { status } = await qmp.execute("query-migrate") as { status?: string };
+    if (!["setup", "active", "device", "cancelling"].includes(status ?? "none") || performance.now() > end) break;
+    await delay(POLL_MS);
+  }
+  await qmp.execute("cont");
+}
+
+/** Resolves when the memory is on disk. */
+export async function syncMemory(records: Records): Promise<void> {
+  await using memory = await open(existsSync(records.base) ? records.base : records.ram, "r+");
+  await memory.datasync();
+}

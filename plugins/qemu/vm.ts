@@ -1,0 +1,300 @@
+import type { Logger } from "@logtape/logtape";
+import type { Reading } from "../../main.ts";
+import { messageOf } from "../shared/errors.ts";
+import { bootId, isAlive, type ProcessId, signalProcess } from "../shared/proc.ts";
+import { Agent } from "./agent.ts";
+import type { Image } from "./images.ts";
+import { connectQmp, lastLine, startQemu, untilDead } from "./launch.ts";
+import type { Qmp, QmpEvent } from "./qmp.ts";
+import type { Exit, Launch, Owner, Records } from "./records.ts";
+import { cancelSave, loadState, saveState } from "./snapshot.ts";
+import { within } from "./socket.ts";
+
+/** Milliseconds for a monitor to answer where nothing keeps it. */
+const ANSWER_MS = 5_000;
+
+export interface Link {
+  readonly launch: Launch;
+  readonly main: ProcessId;
+  readonly qmp: Qmp;
+  readonly agent: Agent;
+}
+export interface StartOptions {
+  signal: AbortSignal;
+  /** Whether it takes over the state of the snapshot in the place of booting. */
+  incoming?: boolean;
+  /** Called when it has, before it runs. */
+  prepare?: (link: Link) => Promise<void>;
+}
+export interface VmContext {
+  readonly records: Records;
+  readonly log: Logger;
+  /** Whom QEMU runs as; null for this process's own user. */
+  readonly owner: Owner | null;
+  /** Milliseconds for QEMU to answer after it was started. */
+  readonly startTimeout: number;
+  /** The machine has ended. */
+  ended(): void;
+}
+
+/** Why QEMU ended by itself, by the reason of its SHUTDOWN event. */
+const ENDINGS: Record<string, string> = {
+  "guest-shutdown": "the guest powered off",
+  "guest-reset": "the guest restarted, which ends it",
+  "guest-panic": "the guest's kernel panicked",
+  "host-qmp-quit": "it was powered off",
+  "host-signal": "QEMU was ended by a signal",
+  "host-error": "QEMU met an error",
+};
+
+/**
+ * The machine of one instance. What it is follows from its files, from `/proc` and from QEMU's own answer each time; what
+ * is held here is only the connection. Its methods are called one at a time.
+ */
+export class Vm implements Disposable {
+  readonly #context: VmContext;
+  #link: Link | undefined;
+
+  constructor(context: VmContext) {
+    this.#context = context;
+  }
+
+  get records(): Records {
+    return this.#context.records;
+  }
+
+  /** The connection to what runs, if anything does. */
+  get link(): Link | undefined {
+    return this.#link;
+  }
+
+  /**
+   * What it is, after what a host left half done was finished or undone: a device state that is whole has QEMU's work done,
+   * a machine that stands still without one goes on.
+   *
+   * @throws where that cannot be told
+   */
+  async look(): Promise<Exclude<Reading, { state: "Unknown" }>> {
+    const { records } = this;
+    const launch = records.launch();
+    if (!launch) return { state: "Stopped", exit_code: null, exit_message: null };
+    let status: string;
+    try {
+      const link = await this.#connected(launch);
+      if (!link) return this.#dead(launch);
+      status = (await link.qmp.execute("query-status", {}, { timeout: ANSWER_MS }) as { status: string }).status;
+      if (status === "shutdown") await untilDead(link.main);
+    } catch (error) {
+      if (this.#process(launch)) throw new Error(`QEMU does not answer: ${messageOf(error)}`, { cause: error });
+      return this.#dead(launch);
+    }
+    if (status === "shutdown") return this.#dead(launch);
+    return await this.#settled(this.#link!, status);
+  }
+
+  async #settled(link: Link, status: string): Promise<Exclude<Reading, { state: "Unknown" }>> {
+    const { records } = this;
+    const ready = records.isMarked("ready") ? "Running" : "Initializing";
+    if (status === "running") {
+      // It ran on since: a state of before is of no more use, nor is a mark that it stands still.
+      if (records.has("state")) await records.spend();
+      records.unmark("paused");
+      return { state: ready };
+    }
+    if (records.has("state") || status === "inmigrate") {
+      await this.end();
+      return this.#dead(link.launch);
+    }
+    if (!["paused", "postmigrate", "finish-migrate", "prelaunch"].includes(status)) {
+      throw new Error(`QEMU says "${status}"`);
+    }
+    if (records.isMarked("paused")) return { state: "Paused" };
+    await cancelSave(link.qmp);
+    return { state: ready };
+  }
+
+  /** Starts QEMU, to boot or to take over the state of the snapshot. @throws what ended the start; then nothing runs */
+  async start(
+    wanted: Omit<Launch, "generation" | "boot">,
+    image: Image,
+    { signal, incoming = false, prepare }: StartOptions,
+  ): Promise<Link> {
+    const { records, owner, startTimeout } = this.#context;
+    signal.throwIfAborted();
+    await this.end();
+    const full = incoming && (records.snapshot()?.full ?? false);
+    const launch = await records.begin(wanted);
+    try {
+      startQemu({ records, launch, image, owner, incoming });
+      const link = await this.#connect(launch, startTimeout, signal);
+      if (!incoming) return link;
+      await loadState(link.qmp, records, { full, signal });
+      await prepare?.(link);
+      signal.throwIfAborted();
+      // From here on it is this machine or none: its memory is about to change.
+      await records.spend();
+      await link.qmp.execute("cont");
+      return link;
+    } catch (error) {
+      // Of a state that was spent and a machine that stands still, the next look makes one that runs.
+      if (!incoming || records.has("state")) await this.end();
+      throw error;
+    }
+  }
+
+  /** Asks it to end, by `ask`, and ends it after `grace` milliseconds or once `signal` aborts. */
+  async stop(ask: (link: Link) => Promise<void>, grace: number, signal: AbortSignal): Promise<Exit> {
+    const { records, log } = this.#context;
+    const reading = await this.look().catch((): Reading => ({ state: "Unknown", error: "" }));
+    if (reading.state === "Stopped") return { exit_code: reading.exit_code, exit_message: reading.exit_message };
+    if (reading.state === "Standby") {
+      records.end({ exit_code: null, exit_message: "it was stopped in its sleep" });
+      await records.spend();
+    }
+    const link = this.#link;
+    if (link) {
+      const late = AbortSignal.any([signal, AbortSignal.timeout(grace)]);
+      try {
+        late.throwIfAborted();
+        if (reading.state === "Paused") await link.qmp.execute("cont");
+        await within(ask(link), grace, "Asking it to end", signal);
+        await untilDead(link.main, late);
+      } catch (error) {
+        if (!late.aborted) log.debug("It could not be asked to end: {reason}", { reason: messageOf(error) });
+      }
+      await link.qmp.quit({ timeout: 2_000 }).catch(() => {}); // it is ended the hard way, if that did not do it
+    }
+    await this.end();
+    if (link) this.#context.ended();
+    const exit = await this.look();
+    if (exit.state !== "Stopped") throw new Error(`it is ${exit.state} after it was ended`);
+    return { exit_code: exit.exit_code, exit_message: exit.exit_message };
+  }
+
+  async pause(): Promise<void> {
+    const link = this.#running();
+    // Before it happens, to tell every host that looks later what it stands still for.
+    this.records.mark("paused");
+    await link.qmp.execute("stop");
+  }
+
+  async resume(): Promise<void> {
+    await this.#running().qmp.execute("cont");
+    this.records.unmark("paused");
+  }
+
+  /**
+   * Writes the snapshot and ends QEMU.
+   *
+   * @throws the signal's reason where it aborts before the end of QEMU began; then, as after any error, the machine runs
+   */
+  async standby(signal: AbortSignal): Promise<void> {
+    const { records, owner } = this.#context;
+    const { qmp, main, launch } = this.#running();
+    const full = !launch.memory.shared;
+    signal.throwIfAborted();
+    try {
+      await qmp.execute("stop");
+      await saveState(qmp, records, owner, { full, signal });
+      signal.throwIfAborted();
+      await records.complete({ full });
+      signal.throwIfAborted();
+    } catch (error) {
+      await records.spend();
+      await cancelSave(qmp);
+      throw error;
+    }
+    await qmp.quit().catch(() => signalProcess(main.pid, "SIGKILL")); // nothing of it is needed any more
+    await this.end();
+    if (full) records.leaveBase();
+  }
+
+  /** Ends QEMU at once, if it runs. A launch that was not taken up cannot be taken up any more. */
+  async end(): Promise<void> {
+    const launch = this.#launchIfReadable();
+    if (!launch) return;
+    this.records.withdraw(launch);
+    const main = this.#process(launch);
+    if (main) {
+      signalProcess(main.pid, "SIGKILL");
+      await untilDead(main);
+    }
+    this.#drop(this.#link);
+  }
+
+  /** Lets go of it; what runs goes on running. */
+  [Symbol.dispose](): void {
+    this.#drop(this.#link);
+  }
+
+  #process(launch: Launch): ProcessId | undefined {
+    const main = this.records.processOf(launch);
+    return main && isAlive(main) ? main : undefined;
+  }
+
+  #running(): Link {
+    if (this.#link) return this.#link;
+    throw new Error("nothing runs");
+  }
+
+  async #connected(launch: Launch): Promise<Link | undefined> {
+    if (this.#link?.launch.generation === launch.generation && this.#process(launch)) return this.#link;
+    this.#drop(this.#link);
+    this.records.withdraw(launch);
+    return this.#process(launch) ? await this.#connect(launch, ANSWER_MS) : undefined;
+  }
+
+  async #connect(launch: Launch, timeout: number, signal?: AbortSignal): Promise<Link> {
+    const onEvent = (event: QmpEvent) => this.#event(event);
+    const { qmp, main } = await connectQmp(this.records, launch, { timeout, onEvent, ...(signal && { signal }) });
+    const link = this.#link = { launch, main, qmp, agent: new Agent(this.records.path("run/agent.sock")) };
+    qmp.closed.then(() => this.#lost(link)).catch((error) => this.#context.log.warn("{reason}", { reason: error }));
+    return link;
+  }
+
+  #event({ event, data }: QmpEvent): void {
+    if (event !== "SHUTDOWN") return;
+    const exit_message = ENDINGS[String(data.reason)] ?? String(data.reason);
+    const exit_code = this.records.exitCode();
+    this.records.end({ exit_code, exit_message: exit_code === null ? exit_message : null });
+  }
+
+  /** Tells of the end of what was not let go of here. */
+  async #lost(link: Link): Promise<void> {
+    if (this.#link !== link) return;
+    this.#drop(link);
+    try {
+      await untilDead(link.main);
+    } finally {
+      this.#context.ended();
+    }
+  }
+
+  #drop(link: Link | undefined): void {
+    if (this.#link === link) this.#link = undefined;
+    if (!link) return;
+    link.qmp.close();
+    void link.agent[Symbol.asyncDispose]();
+  }
+
+  #dead(launch: Launch): { state: "Standby" } | ({ state: "Stopped" } & Exit) {
+    const { records } = this;
+    if (records.snapshot()) return { state: "Standby" };
+    // The disk that its memory took is free again.
+    records.free(this.#context.owner);
+    const exit_code = records.exitCode();
+    if (exit_code !== null) return { state: "Stopped", exit_code, exit_message: null };
+    const told = records.ended();
+    if (told) return { state: "Stopped", ...told };
+    const why = launch.boot === bootId() ? `QEMU ended: ${lastLine(records.qemuLog)}` : "the machine was restarted";
+    return { state: "Stopped", exit_code: null, exit_message: why };
+  }
+
+  #launchIfReadable(): Launch | undefined {
+    try {
+      return this.records.launch();
+    } catch {
+      return undefined; // whatever it says, nothing can be found by it
+    }
+  }
+}

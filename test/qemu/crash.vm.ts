@@ -1,0 +1,91 @@
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import process from "node:process";
+import { createInterface } from "node:readline";
+import { test } from "node:test";
+import { execa } from "execa";
+import type { Instance } from "../../main.ts";
+import { delay } from "../../plugins/shared/async.ts";
+import { ROOT, RUNTIME, temporaryFolder, until } from "../helpers.ts";
+import { QemuFixture } from "./fixture.ts";
+import { demoImage, skipGuest } from "./guest.ts";
+
+const NEVER = new AbortController().signal;
+const image = skipGuest ? "" : await demoImage();
+
+/** When hosts are killed: so many milliseconds after they began with something. */
+const MOMENTS: [string, number[]][] = [
+  ["start", [0, 40]],
+  ["standby", [0, 6, 12, 20]],
+  ["restore", [0, 40, 70, 90]],
+  ["stop", [5]],
+  ["delete", [0]],
+];
+
+for (const [step, moments] of MOMENTS) {
+  // R11: and what a standby that was cut has left is in nobody's way.
+  const title = `adopt() finds a running machine, a whole snapshot or nothing after a host was killed in ${step}()`;
+  test(title, { skip: skipGuest, timeout: 300_000 }, async (t) => {
+    const fixture = new QemuFixture(t, "qemu-microvm", image);
+    const instance = fixture.counting();
+    for (const ms of moments) {
+      await killedHost(fixture, instance, step, ms);
+      const driver = fixture.open();
+      const reading = await driver.adopt(instance);
+      const context = `killed ${ms} ms into ${step}(): ${JSON.stringify(reading)}`;
+      assert.ok(["Initializing", "Running", "Standby", "Stopped"].includes(reading.state), context);
+      if (step === "standby" || step === "restore") {
+        const before = await fixture.count(instance);
+        assert.ok(before > 0, context);
+        if (reading.state === "Standby") await driver.restore(instance, NEVER);
+        assert.equal((await driver.inspect(instance)).state, "Running", context);
+        await until(`it counts on from ${before}, ${context}`, async () => await fixture.count(instance) > before);
+        assert.ok(await fixture.count(instance) < before + 50, `one that booted anew would begin at 1: ${context}`);
+        assert.ok(!fixture.records(instance).has("state"), context);
+      }
+      await driver.delete(instance);
+      assert.deepEqual(fixture.remains(instance), [], context);
+    }
+  });
+}
+
+// A snapshot of memory that ran on would be two moments in one machine.
+test(
+  "restore() refuses a snapshot whose memory was not on disk when the machine was restarted",
+  { skip: skipGuest },
+  async (t) => {
+    const fixture = new QemuFixture(t, "qemu-microvm", image, { ram_dir: temporaryFolder(t) });
+    const instance = fixture.counting();
+    const driver = fixture.open();
+    await driver.create(instance);
+    await driver.start(instance, NEVER);
+    await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+    await driver.standby(instance, NEVER);
+    const file = fixture.records(instance).path("snapshot.json");
+    const write = (snapshot: unknown) => execa("tee", [file], { input: JSON.stringify(snapshot) });
+    await write({ boot: "another", durable: false, full: false });
+    const next = fixture.open();
+    assert.equal((await next.adopt(instance)).state, "Standby");
+    await assert.rejects(next.restore(instance, NEVER), /restarted before/);
+    assert.equal((await next.inspect(instance)).state, "Standby");
+    await write({ boot: "another", durable: true, full: false });
+    assert.equal(await next.restore(instance, NEVER), "Running");
+    await next.delete(instance);
+  },
+);
+
+async function killedHost(fixture: QemuFixture, instance: Instance, step: string, ms: number): Promise<void> {
+  const [command, ...flags] = RUNTIME;
+  const args = [...flags, join(ROOT, "test", "qemu", "host.ts"), fixture.dataDir, JSON.stringify(instance)];
+  const host = execa(command, args, { stdin: "ignore", reject: false, buffer: false });
+  const lines = createInterface({ input: host.nodeChildProcess.stdout! });
+  try {
+    for await (const line of lines) if (line === step) break;
+    await delay(ms);
+  } finally {
+    process.kill(host.pid!, "SIGKILL");
+    await host;
+    lines.close();
+    fixture.process(instance);
+  }
+}

@@ -1,0 +1,171 @@
+/** Machines of the driver on a data_dir, for the contract and for what is the driver's own. */
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import type { TestContext } from "node:test";
+import { getLogger } from "@logtape/logtape";
+import { createId } from "@paralleldrive/cuid2";
+import type { Instance } from "../../main.ts";
+import { Accelerator } from "../../plugins/qemu/accel.ts";
+import { QemuDriver } from "../../plugins/qemu/driver.ts";
+import { Fleet, type FleetOptions } from "../../plugins/qemu/fleet.ts";
+import { Images } from "../../plugins/qemu/images.ts";
+import type { DriverName } from "../../plugins/qemu/machine.ts";
+import { Records } from "../../plugins/qemu/records.ts";
+import { isAlive, type ProcessId } from "../../plugins/shared/proc.ts";
+import type { DriverFixture } from "../contract/driver.ts";
+import { cleanup, temporaryFolder } from "../helpers.ts";
+
+const OPTIONS: FleetOptions = {
+  grace: 15_000,
+  start_timeout: 30_000,
+  max_concurrent_restores: 4,
+  ram_dir: "",
+  log_max_size: 1 << 20,
+  log_files: 2,
+};
+/** Root has QEMU run as nobody. */
+const OWNER = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : null;
+const COUNTING = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
+
+/** What the drivers of a host on this data_dir share. */
+export function fleetOf(dataDir: string, options = OPTIONS, changed: (id: string) => void = () => {}): Fleet {
+  const log = getLogger(["dormouse", "qemu"]);
+  const images = new Images(join(dataDir, "images"));
+  const accelerator = new Accelerator("tcg", join(dataDir, "accel.json"), log);
+  return new Fleet({
+    dataDir,
+    network: undefined,
+    images,
+    accelerator,
+    log,
+    options,
+    owner: OWNER,
+    lacking: null,
+    changed,
+  });
+}
+
+/** Drivers on one data_dir, and what they leave on this machine. All that they started is gone after the test. */
+export class QemuFixture implements DriverFixture {
+  readonly dataDir: string;
+  /** Of the host that is there now. */
+  fleet: Fleet | undefined;
+  readonly #name: DriverName;
+  readonly #image: string;
+  readonly #options: FleetOptions;
+  readonly #waiting = new Map<string, (() => void)[]>();
+  readonly #closed: Promise<void>[] = [];
+  readonly #seen = new Set<ProcessId>();
+
+  /** `image` is the folder of the image `demo`. */
+  constructor(t: TestContext, name: DriverName, image: string, options: Partial<FleetOptions> = {}) {
+    this.dataDir = temporaryFolder(t);
+    this.#name = name;
+    this.#image = image;
+    this.#options = { ...OPTIONS, ...options };
+    cleanup(t).defer(async () => {
+      this.open();
+      await this.fleet!.sweep(new Set());
+      await this.fleet![Symbol.asyncDispose]();
+      await Promise.all(this.#closed);
+    });
+  }
+
+  open(): QemuDriver {
+    // As the kernel closes the connections of a host that was killed: QEMU speaks with one at a time.
+    if (this.fleet) this.#closed.push(this.fleet[Symbol.asyncDispose]());
+    this.fleet = fleetOf(this.dataDir, this.#options, (id) => {
+      for (const resolve of this.#waiting.get(id)?.splice(0) ?? []) resolve();
+    });
+    return new QemuDriver(this.#name, this.fleet);
+  }
+
+  counting = () => this.instance(COUNTING);
+  /** What the guest agent and the power button call does nothing. */
+  stubborn = () => this.instance(`echo : >/bin/shutdown; ${COUNTING}`);
+  ending = (code: number) => this.instance(`exit ${code}`);
+
+  invalid(): Record<string, Instance> {
+    return {
+      "an image that is not there": this.instance("true", { image: "no-such-image" }),
+      "a folder that is none": this.instance("true", { image: "/no/such/folder" }),
+      "a folder without an image": this.instance("true", { image: "/etc" }),
+      "a name that is a path": this.instance("true", { image: "../images/demo" }),
+      "a user of this machine": this.instance("true", { run_as: "nobody" }),
+      "less memory than a kernel needs": this.instance("true", { memory_bytes: 1024 * 1024 }),
+      "more than a kernel can be told": this.instance("true", { env: { LONG: "x".repeat(2_000) } }),
+    };
+  }
+
+  /** An instance that runs a script of its shell, or what its image does. */
+  instance(script?: string, change: Partial<Instance> = {}): Instance {
+    const id = createId();
+    return {
+      id,
+      name: `test-${id}`,
+      driver: this.#name,
+      image: this.#image,
+      entrypoint: [],
+      cmd: script === undefined ? [] : ["sh", "-c", script],
+      env: {},
+      working_dir: null,
+      run_as: null,
+      tags: {},
+      vcpus: null,
+      memory_bytes: null,
+      hints: {},
+      network: { enabled: false, ip: null, mac: null, ip6: null },
+      state: "Created",
+      state_error: null,
+      transition: null,
+      created_at: 0,
+      started_at: null,
+      stopped_at: null,
+      expires_at: null,
+      exit_code: null,
+      exit_message: null,
+      phases: { since: 0, totals: {} },
+      policies: {},
+      revision: 1,
+      ...change,
+    };
+  }
+
+  async count(instance: Instance): Promise<number> {
+    this.process(instance);
+    const { log } = this.records(instance);
+    if (!existsSync(log)) return 0;
+    // The kernel and init speak on the console too.
+    return Number(readFileSync(log, "latin1").match(/^\d+(?=\r?\n)/gm)?.at(-1) ?? 0);
+  }
+
+  changed({ id }: Instance): Promise<void> {
+    return new Promise((resolve) => {
+      this.#waiting.set(id, [...this.#waiting.get(id) ?? [], resolve]);
+    });
+  }
+
+  /** S2: it is there and does not answer. */
+  blind(instance: Instance): void {
+    process.kill(this.process(instance)!.pid, "SIGSTOP");
+  }
+
+  remains(instance: Instance): string[] {
+    const files = [this.records(instance).folder].filter((file) => existsSync(file));
+    return [...files, ...[...this.#seen].filter(isAlive).map(({ pid }) => `process ${pid}`)];
+  }
+
+  /** Its QEMU, remembered to know later whether it is gone. */
+  process(instance: Instance): ProcessId | undefined {
+    const records = this.records(instance);
+    const launch = records.launch();
+    const main = launch && records.processOf(launch);
+    if (main) this.#seen.add(main);
+    return main;
+  }
+
+  records({ id }: Instance): Records {
+    return new Records(join(this.dataDir, "qemu", "instances", id));
+  }
+}

@@ -1,0 +1,81 @@
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test, type TestContext } from "node:test";
+import { DormouseError, type ErrorCode } from "../../main.ts";
+import { Images } from "../../plugins/qemu/images.ts";
+import { temporaryFolder } from "../helpers.ts";
+
+/** The begin of a Linux kernel, as far as anybody looks. */
+const KERNEL = Buffer.concat([Buffer.alloc(0x202), Buffer.from("HdrS"), Buffer.alloc(100)]);
+
+function folderWith(t: TestContext, toml: string, files: Record<string, string | Uint8Array> = {}): string {
+  const folder = temporaryFolder(t);
+  for (const [name, content] of Object.entries({ "image.toml": toml, ...files })) {
+    writeFileSync(join(folder, name), content);
+  }
+  return folder;
+}
+
+function refused(code: ErrorCode, reason: RegExp) {
+  return (error: unknown) => {
+    assert.ok(error instanceof DormouseError, String(error));
+    assert.equal(error.code, code, error.message);
+    assert.match(error.message, reason);
+    return true;
+  };
+}
+
+test("Images.read() gives absolute paths and what the description leaves out", (t) => {
+  const toml = 'kernel = "vmlinuz"\nsize = "64MB"\n[disk]\nfile = "disk.raw"\nformat = "raw"';
+  const folder = folderWith(t, toml, { vmlinuz: KERNEL, "disk.raw": "x" });
+  const image = new Images(temporaryFolder(t)).read(folder);
+  assert.equal(image.kernel, join(folder, "vmlinuz"));
+  assert.deepEqual(image.disk, { file: join(folder, "disk.raw"), format: "raw" });
+  assert.deepEqual([image.initrd, image.vcpus, image.size, image.agent], [null, 1, 64 * 1024 * 1024, false]);
+});
+
+test("Images.read() says what is wrong with an image before anything is made of it", (t) => {
+  const images = new Images(temporaryFolder(t));
+  const cases: [string, Record<string, string | Uint8Array>, RegExp][] = [
+    ["kernel =", {}, /TOML|value/i],
+    ["", {}, /image\.toml: kernel/],
+    ['kernel = "k"\nkernl = 1', { k: KERNEL }, /image\.toml: kernl/],
+    ['kernel = "k"', {}, /k is missing$/],
+    ['kernel = "k"', { k: "" }, /k is empty$/],
+    ['kernel = "k"', { k: "MZ, but no kernel" }, /k is not a Linux kernel/],
+    ['kernel = "../k"', {}, /inside the image's folder/],
+    ['kernel = "/boot/vmlinuz"', {}, /inside the image's folder/],
+    ['kernel = "k"\ninitrd = "i"', { k: KERNEL, i: "text" }, /i is not an initramfs/],
+    ['kernel = "k"\ndisk = { file = "d", format = "qcow2" }', { k: KERNEL, d: "raw" }, /d is not a qcow2 disk/],
+    ['kernel = "k"\ndisk = { file = "d", format = "vmdk" }', { k: KERNEL }, /disk\.format/],
+    ['kernel = "k"\narch = "aarch64"', { k: KERNEL }, /arch/],
+  ];
+  for (const [toml, files, reason] of cases) {
+    assert.throws(() => images.read(folderWith(t, toml, files)), refused("invalid_image", reason), toml);
+  }
+  for (const name of ["../up", "a/b", "", ".hidden", "UPPER"]) {
+    assert.throws(() => images.read(name), refused("invalid_image", /expected a name or an absolute path/), name);
+  }
+  assert.throws(() => images.read("nothing"), refused("image_not_found", /No image "nothing"/));
+  assert.throws(() => images.read("/no/such/folder"), refused("image_not_found", /No image/));
+});
+
+test("Images.add() copies what can be used, under a name that is free, and remove() takes it away", async (t) => {
+  const folder = join(temporaryFolder(t), "images");
+  const images = new Images(folder);
+  const source = folderWith(t, 'kernel = "k"', { k: KERNEL });
+  assert.deepEqual(images.names(), []);
+  assert.equal((await images.add("one", source)).folder, join(folder, "one"));
+  assert.deepEqual(images.names(), ["one"]);
+  await assert.rejects(images.add("one", source), refused("name_conflict", /there already/));
+  await assert.rejects(images.add("../two", source), refused("invalid_image", /name/));
+  await assert.rejects(images.add("two", "relative"), refused("invalid_image", /absolute/));
+  await assert.rejects(images.add("two", folderWith(t, "")), refused("invalid_image", /kernel/));
+  assert.throws(() => images.read("onee"), refused("image_not_found", /"one"/));
+  await images.remove("one");
+  await assert.rejects(images.remove("one"), refused("image_not_found", /No image/));
+  mkdirSync(folder, { recursive: true });
+  assert.deepEqual(readdirSync(folder), []);
+});

@@ -1,0 +1,215 @@
+// Run by machine.test.ts in a network of its own: the real main.ts, the real kernel, real machines.
+import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { test, type TestContext } from "node:test";
+import { stringify } from "smol-toml";
+import { cleanup, runMain, temporaryFolder, until } from "../helpers.ts";
+import { freePort } from "../wake/world.ts";
+import type { Report } from "./guest.ts";
+
+const BRIDGE = "dmqemu0";
+
+interface Shown {
+  id: string;
+  state: string;
+  timed_out: boolean;
+  network: { ip: string; ip6: string | null };
+}
+
+/** The host as a process, which a test can kill and start again. */
+class Host {
+  readonly #t: TestContext;
+  readonly #config: string;
+  readonly #base: string;
+  #child: ReturnType<typeof runMain> | undefined;
+
+  private constructor(t: TestContext, config: string, port: number) {
+    this.#t = t;
+    this.#config = config;
+    this.#base = `http://127.0.0.1:${port}`;
+  }
+
+  static async begin(t: TestContext): Promise<Host> {
+    const folder = temporaryFolder(t);
+    const [port, config] = [await freePort(), join(folder, "config.toml")];
+    const plugins = {
+      store: {},
+      network: { bridge: BRIDGE, subnet: "10.131.0.0/24" },
+      hypervisor: { default_driver: "qemu-microvm" },
+      qemu: { accel: "tcg" },
+      conntrack: {},
+      "conntrack-standby": { min_awake: "0s" },
+      wake: {},
+      api: { listen: `127.0.0.1:${port}` },
+    };
+    writeFileSync(config, stringify({ data_dir: "data", host: { log_level: "warning" }, plugins }));
+    const host = new Host(t, config, port);
+    await host.start();
+    const answer = await host.ask("POST", "/images", { name: "demo", path: process.env.DORMOUSE_TEST_IMAGE });
+    assert.equal(answer.status, 201, answer.text);
+    return host;
+  }
+
+  async start(): Promise<void> {
+    const child = this.#child = runMain(this.#t, ["--config", this.#config]);
+    // The network goes with the namespace of this process; instances outlive a host, so they are deleted by one.
+    cleanup(this.#t).defer(async () => {
+      if (this.#child !== child) return;
+      for (const { id } of await this.call<Shown[]>("GET", "")) await this.call("DELETE", `/${id}`);
+      child.kill("SIGTERM");
+      await child;
+    });
+    await until("the host answers", () => fetch(`${this.#base}/health`).then((r) => r.ok, () => false), 30_000);
+  }
+
+  async kill(): Promise<void> {
+    this.#child!.kill("SIGKILL");
+    await this.#child;
+    this.#child = undefined;
+  }
+
+  async ask(method: string, path: string, body?: unknown): Promise<{ status: number; text: string }> {
+    const response = await fetch(`${this.#base}${path}`, {
+      method,
+      headers: { "content-type": "application/json", connection: "close" },
+      ...(body !== undefined && { body: JSON.stringify(body) }),
+    });
+    return { status: response.status, text: await response.text() };
+  }
+
+  async call<T>(method: string, path: string, body?: unknown): Promise<T> {
+    const { status, text } = await this.ask(method, `/instances${path}`, body);
+    assert.ok(status < 300, `${method} ${path}: ${status} ${text}`);
+    return (text && JSON.parse(text)) as T;
+  }
+
+  async becomes(name: string, state: string): Promise<void> {
+    const waited = await this.call<Shown>("GET", `/${name}/wait?state=${state}&timeout=60s`);
+    assert.deepEqual([waited.state, waited.timed_out], [state, false]);
+  }
+}
+
+async function report(address: string): Promise<Report> {
+  const response = await fetch(`http://${address}/`, { headers: { connection: "close" } });
+  return await response.json();
+}
+
+test("a machine is Initializing until it answers, counts in its memory, and is gone when it is deleted", async (t) => {
+  const host = await Host.begin(t);
+  const made = await host.call<Shown>("POST", "", { name: "web", image: "demo" });
+  assert.equal(made.state, "Initializing");
+  await host.becomes("web", "Running");
+  const { ip, ip6 } = made.network;
+  const first = await report(ip);
+  assert.deepEqual([first.hostname, first.requests, first.boots], ["web", 1, 1]);
+  if (ip6 !== null) assert.equal((await report(`[${ip6}]`)).requests, 2);
+
+  const { text } = await host.ask("GET", "/images");
+  assert.deepEqual(JSON.parse(text).map(({ name, status }: Record<string, string>) => [name, status]), [[
+    "demo",
+    "ready",
+  ]]);
+  const refused = await host.ask("DELETE", "/images/demo");
+  assert.deepEqual([refused.status, JSON.parse(refused.text).code], [409, "image_in_use"]);
+
+  const { exit_code, stdout } = await host.call<Record<string, unknown>>("POST", "/web/exec", { command: ["uname"] });
+  assert.deepEqual([exit_code, stdout], [0, "Linux\n"]);
+  const info = await host.call<Record<string, unknown>>("GET", "/web/stat?path=/etc/rc");
+  assert.deepEqual([info.exists, info.is_file], [true, true]);
+
+  await host.call("POST", "/web/stop");
+  assert.equal((await host.call<Shown>("GET", "/web")).state, "Stopped");
+  await host.call("POST", "/web/start", {});
+  await host.becomes("web", "Running");
+  const again = await report(ip);
+  assert.deepEqual([again.requests, again.boots], [1, 2], "memory is new, the disk is not");
+  await host.call("DELETE", "/web");
+  assert.equal((await host.ask("DELETE", "/images/demo")).status, 204);
+  const gone = await host.ask("POST", "/instances", { name: "web", image: "demo" });
+  assert.deepEqual([gone.status, JSON.parse(gone.text).code], [404, "image_not_found"]);
+});
+
+test("a machine sleeps when nobody is connected, and the next connection finds it as it was", async (t) => {
+  const host = await Host.begin(t);
+  const port = await freePort();
+  await host.call("POST", "", {
+    name: "web",
+    image: "demo",
+    auto_standby: { enabled: true, idle_timeout: "1s" },
+    wake: { ports: [{ host_port: port, guest_port: 80 }] },
+  });
+  await host.becomes("web", "Running");
+  const clocks: number[] = [];
+  for (let requests = 1; requests <= 4; requests++) {
+    // The third time, the host is another one.
+    if (requests === 3) {
+      await host.kill();
+      await host.start();
+    }
+    const before = Date.now();
+    const answer = await report(`127.0.0.1:${port}`);
+    clocks.push(answer.clock - Date.now());
+    assert.deepEqual([answer.requests, answer.boots], [requests, 1]);
+    // R10: what it slept through is no time that it lost.
+    const off = answer.clock < before ? before - answer.clock : Math.max(answer.clock - Date.now(), 0);
+    assert.ok(requests === 1 || off < 100, `its clock is ${off} ms off`);
+    await host.becomes("web", "Standby");
+  }
+  console.log(`seen: clocks at the answer, in ms after ours: ${clocks.join(", ")}`);
+});
+
+// F1, F3: each copy is somebody of its own before it is told of; and its source sleeps on, as it was.
+test("forks of a sleeping machine answer with their own names on their own addresses", async (t) => {
+  const host = await Host.begin(t);
+  const { network } = await host.call<Shown>("POST", "", { name: "source", image: "demo" });
+  await host.becomes("source", "Running");
+  assert.equal((await report(network.ip)).requests, 1);
+  await host.call("POST", "/source/standby", {});
+  const random = async (name: string) => {
+    const command = ["sh", "-c", "head -c 16 /dev/urandom | base64"];
+    return (await host.call<{ stdout: string }>("POST", `/${name}/exec`, { command })).stdout;
+  };
+  const numbers = new Set<string>();
+  for (const name of ["one", "two", "three"]) {
+    const began = performance.now();
+    const fork = await host.call<Shown>("POST", "/source/fork", { name, target_state: "Running" });
+    console.log(`seen: ${name} was forked within ${Math.round(performance.now() - began)} ms`);
+    assert.equal(fork.state, "Running");
+    assert.notEqual(fork.network.ip, network.ip);
+    const own = await report(fork.network.ip);
+    assert.deepEqual([own.hostname, own.requests, own.boots], [name, 2, 1]);
+    assert.ok(Math.abs(own.clock - Date.now()) < 100, `its clock is ${own.clock - Date.now()} ms off`);
+    if (fork.network.ip6 !== null) assert.equal((await report(`[${fork.network.ip6}]`)).hostname, name);
+    numbers.add(await random(name));
+    assert.equal((await host.call<Shown>("GET", "/source")).state, "Standby");
+  }
+  assert.equal(numbers.size, 3);
+  await host.call("POST", "/source/restore");
+  const awake = await report(network.ip);
+  assert.deepEqual([awake.hostname, awake.requests], ["source", 2]);
+
+  // A copy sleeps as others do, over a host that was killed too, and runs on when its source is gone.
+  await host.call("DELETE", "/source");
+  await host.call("POST", "/one/standby", {});
+  await host.kill();
+  await host.start();
+  await host.call("POST", "/one/restore");
+  const { ip } = (await host.call<Shown>("GET", "/one")).network;
+  assert.equal((await report(ip)).requests >= 3, true);
+  const copy = await host.call<Shown>("POST", "/one/fork", {
+    name: "copy",
+    from_running: true,
+    target_state: "Running",
+  });
+  assert.deepEqual([(await report(copy.network.ip)).hostname, (await report(ip)).hostname], ["copy", "one"]);
+
+  await host.call("POST", "/two/stop");
+  const stopped = await host.call<Shown>("POST", "/two/fork", { name: "anew" });
+  assert.equal(stopped.state, "Stopped");
+  await host.call("POST", "/anew/start", {});
+  await host.becomes("anew", "Running");
+  const anew = await report(stopped.network.ip);
+  assert.deepEqual([anew.hostname, anew.requests, anew.boots], ["anew", 1, 2], "its disk is a copy");
+});

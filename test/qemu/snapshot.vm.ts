@@ -1,0 +1,56 @@
+import assert from "node:assert/strict";
+import { readdirSync } from "node:fs";
+import { test } from "node:test";
+import { execa } from "execa";
+import { until } from "../helpers.ts";
+import { QemuFixture } from "./fixture.ts";
+import { demoImage, skipGuest } from "./guest.ts";
+
+const NEVER = new AbortController().signal;
+const image = skipGuest ? "" : await demoImage();
+const options = { skip: skipGuest, timeout: 300_000 };
+
+// R10: it stays asleep with its state as it was, unless it is to start anew.
+test("restore() starts a machine anew whose state is broken only where its policy says so", options, async (t) => {
+  const fixture = new QemuFixture(t, "qemu-microvm", image);
+  const instance = fixture.counting();
+  const driver = fixture.open();
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+  await driver.standby(instance, NEVER);
+  await execa("truncate", ["--size=1000", fixture.records(instance).path("state")]);
+  for (let round = 0; round < 2; round++) {
+    await assert.rejects(driver.restore(instance, NEVER));
+    assert.equal((await driver.inspect(instance)).state, "Standby");
+  }
+  const policies = { restore_fallback: "start" };
+  assert.equal(await driver.restore({ ...instance, policies }, NEVER), "Initializing");
+  await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+  await driver.delete(instance);
+  assert.deepEqual(fixture.remains(instance), []);
+});
+
+test("fifty rounds of standby() and restore() leave nothing behind", options, async (t) => {
+  const fixture = new QemuFixture(t, "qemu-microvm", image);
+  const instance = fixture.counting();
+  const driver = fixture.open();
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+  const files = () => readdirSync(fixture.records(instance).folder).length;
+  const descriptors = () => readdirSync("/proc/self/fd").length;
+  const round = async () => {
+    const before = await fixture.count(instance);
+    await driver.standby(instance, NEVER);
+    await driver.restore(instance, NEVER);
+    await until(`it counts on from ${before}`, async () => await fixture.count(instance) > before);
+  };
+  await round();
+  const before = [files(), descriptors()];
+  for (let rounds = 1; rounds < 50; rounds++) await round();
+  assert.equal(files(), before[0]);
+  assert.ok(descriptors() <= before[1] + 2, `${descriptors()} open files, ${before[1]} before`);
+  await driver.delete(instance);
+  assert.deepEqual(fixture.remains(instance), []);
+});
