@@ -1,4 +1,4 @@
-// Run by machine.test.ts in a network of its own: the real main.ts, the real kernel, real machines.
+// Run by machine.vm.ts in a network of its own: the real main.ts, the real kernel, real machines.
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
