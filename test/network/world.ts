@@ -63,7 +63,8 @@ export async function greeterIn(t: TestContext, namespace: string, port: number,
 /** What a greeter says to this process. @throws where it cannot be reached */
 export async function greet(host: string, port: number): Promise<string> {
   const socket = connect({ host, port });
-  const late = setTimeout(() => socket.destroy(new Error("no answer")), 2_000);
+  // A SYN that got lost is sent again after 1, 3 and 7 seconds.
+  const late = setTimeout(() => socket.destroy(new Error("no answer")), 10_000);
   try {
     let text = "";
     for await (const chunk of socket) text += chunk;
