@@ -26,15 +26,22 @@ export function lackingNetwork(...programs: string[]): string | null {
   return unsupported() ?? (missing ? `there is no ${missing}` : null);
 }
 
+export interface IsolatedOptions {
+  /** Milliseconds. */
+  timeout: number;
+  /** Besides this process's own variables. */
+  env?: Record<string, string>;
+}
+
 /** Runs a file of tests on this runtime in a network that ends with it; returns what it printed. Fails where it does. */
-export async function inOwnNetwork(path: string, { timeout }: { timeout: number }): Promise<string> {
+export async function inOwnNetwork(path: string, { timeout, env: more = {} }: IsolatedOptions): Promise<string> {
   const tests = "Deno" in globalThis
     ? [process.execPath, "test", "-A", "--no-check", "--quiet", path]
     : [process.execPath, path];
   // Node's runner tells its children by this variable to report in a binary format.
   const { NODE_TEST_CONTEXT: _, ...env } = process.env;
   const { exitCode, all } = await execa("unshare", ["--net", "--mount", "sh", "-c", PREPARE, "sh", ...tests], {
-    env: { ...env, NO_COLOR: "1" },
+    env: { ...env, ...more, NO_COLOR: "1" },
     extendEnv: false,
     reject: false,
     all: true,

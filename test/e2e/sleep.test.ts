@@ -1,54 +1,11 @@
-import assert from "node:assert/strict";
-import { existsSync } from "node:fs";
 import { join } from "node:path";
-import process from "node:process";
 import { test } from "node:test";
-import { execa } from "execa";
-import { unsupported } from "../../plugins/network/bridge.ts";
 import { lacking } from "../helpers.ts";
+import { inOwnNetwork, lackingNetwork } from "../isolated.ts";
 
-const programs = ["ip", "nft", "conntrack", "unshare"];
-const folders = (process.env.PATH ?? "").split(":");
-const missing = programs.find((name) => !folders.some((folder) => existsSync(join(folder, name))));
-const skip = lacking(unsupported() ?? (missing ? `there is no ${missing}` : null));
+const what = "an instance sleeps when nobody is connected and wakes for the next, whatever becomes of the host";
 
-// A network and a view of its devices that nobody else has, over the cgroups of this machine.
-const PREPARE = `
-mkdir -p /run/netns /run/dormouse-test-cgroup &&
-mount -t tmpfs dormouse /run/netns &&
-mount --rbind /sys/fs/cgroup /run/dormouse-test-cgroup &&
-mount -t sysfs dormouse /sys &&
-mount --rbind /run/dormouse-test-cgroup /sys/fs/cgroup &&
-ip link set lo up &&
-exec "$@"
-`;
-
-for (
-  const [file, what] of [
-    [
-      "sleep-host.ts",
-      "an instance sleeps when nobody is connected and wakes for the next, whatever becomes of the host",
-    ],
-    ["sleep-events.ts", "10,000 events of connections, many of them lost, put nobody to sleep who is in use"],
-  ] as const
-) {
-  test(what, { skip }, async (t) => {
-    const path = join(import.meta.dirname!, file);
-    const tests = "Deno" in globalThis
-      ? [process.execPath, "test", "-A", "--no-check", "--quiet", path]
-      : [process.execPath, path];
-    // Node's runner tells its children by this variable to report in a binary format.
-    const { NODE_TEST_CONTEXT: _, ...env } = process.env;
-    const { exitCode, all } = await execa("unshare", ["--net", "--mount", "sh", "-c", PREPARE, "sh", ...tests], {
-      env: { ...env, NO_COLOR: "1" },
-      extendEnv: false,
-      reject: false,
-      all: true,
-      timeout: 180_000,
-      stdin: "ignore",
-    });
-    assert.equal(exitCode, 0, all);
-    const seen = /^.*\bseen: .*$/m.exec(all);
-    if (seen) t.diagnostic(seen[0]);
-  });
-}
+test(what, { skip: lacking(lackingNetwork()) }, async (t) => {
+  const all = await inOwnNetwork(join(import.meta.dirname!, "sleep-host.ts"), { timeout: 180_000 });
+  for (const [seen] of all.matchAll(/^.*\bseen: .*$/gm)) t.diagnostic(seen);
+});
