@@ -35,7 +35,7 @@ export interface DirectOptions {
  */
 export class Direct implements Disposable {
   readonly #options: DirectOptions;
-  readonly #watches = new Map<string, { addresses: string; watches: Disposable[] }>();
+  readonly #watches = new Map<string, { addresses: string; watches: Disposable[]; begun: number }>();
   readonly #retries = new Map<string, ReturnType<typeof setTimeout>>();
   /** Whose connections are being read from the table, and whether another event came since. */
   readonly #confirming = new Map<string, boolean>();
@@ -55,6 +55,15 @@ export class Direct implements Disposable {
       clearTimeout(this.#retries.get(instance.id));
       this.#retries.delete(instance.id);
     }
+  }
+
+  /**
+   * The instance is about to sleep. A connection that began between the request for that and this moment was told of while
+   * the instance was awake: nothing else would tell of it again.
+   */
+  leave(instance: Instance): void {
+    const begun = this.#watches.get(instance.id)?.begun ?? 0;
+    if (Date.now() - begun < LATE_MS) void this.#confirm(instance);
   }
 
   /** As the host starts, or after events were missed: what came while nobody listened wakes now. */
@@ -102,7 +111,7 @@ export class Direct implements Disposable {
     if (addresses.length === 0) return;
     const seen = (kind: FlowKind, flow: Flow) => this.#seen(id, kind, flow);
     const watches = addresses.map((address) => this.#options.conntrack.watch(address, seen));
-    this.#watches.set(id, { addresses: key, watches });
+    this.#watches.set(id, { addresses: key, watches, begun: 0 });
   }
 
   #unwatch(id: string): void {
@@ -112,6 +121,8 @@ export class Direct implements Disposable {
 
   #seen(id: string, kind: FlowKind, flow: Flow): void {
     if (kind === "destroy" || (kind === "update" && ENDING.has(flow.state))) return;
+    const watched = this.#watches.get(id);
+    if (kind === "new" && watched) watched.begun = Date.now();
     const instance = this.#options.hypervisor.find(id);
     if (!instance || !this.#wakes(instance, flow, kind === "new")) return;
     if (Date.now() - instance.phases.since < LATE_MS) void this.#confirm(instance);

@@ -128,7 +128,10 @@ export default definePlugin<WakeOptions>({
     };
     hooks.guard("before:create", ({ instance }) => admit(instance));
     hooks.guard("before:update", ({ updated }) => updated && admit(updated));
-    hooks.guard("before:standby", (context) => paths.leave(context, "standby"), { priority: LAST });
+    hooks.guard("before:standby", async (context) => {
+      await paths.leave(context, "standby");
+      direct?.leave(context.instance);
+    }, { priority: LAST });
     hooks.guard("before:stop", (context) => paths.leave(context, "stop"), { priority: LAST });
     hooks.commit("instance:commit", (context) => claims.commit(context));
 

@@ -59,6 +59,22 @@ test("a connection that comes in the middle of a resync wakes, heard or not", as
   assert.equal(state(id), "Standby");
 });
 
+// R2, R5: told of while it was awake, it would be frozen in the middle of its request, and nothing would tell of it again.
+test("a connection that began between the request to sleep and the sleep is served", async (t) => {
+  const { instance, kernel, state, hypervisor, host } = await world(t, { plugins });
+  const { id } = await instance();
+  const meanwhile = host.hooks.guard("before:standby", () => kernel.set(flow()), { priority: 100 });
+  await hypervisor.standby(id, ORIGIN).catch((error) => assert.equal(error.code, "aborted"));
+  await settle(12);
+  assert.equal(state(id), "Running");
+  // One that is over by then has nobody who waits.
+  meanwhile[Symbol.dispose]();
+  kernel.set(flow({ state: "TIME_WAIT" }));
+  await hypervisor.standby(id, ORIGIN);
+  await settle(12);
+  assert.equal(state(id), "Standby");
+});
+
 // W16: nor is a failure taken for an empty table.
 test("a resync that fails is made again until it does not, and finds who waits", async (t) => {
   const logs = capturedLogs(t);

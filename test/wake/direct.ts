@@ -30,7 +30,10 @@ export const directPlugin = definePlugin({
     const direct = new Direct({ conntrack: host.use("conntrack"), hypervisor, paths, waker, gateways, log, closing });
     for (const part of [readiness, paths, direct]) host.defer(() => part[Symbol.dispose]());
     const last = { priority: Number.MIN_SAFE_INTEGER };
-    hooks.guard("before:standby", (context) => paths.leave(context, "standby"), last);
+    hooks.guard("before:standby", async (context) => {
+      await paths.leave(context, "standby");
+      direct.leave(context.instance);
+    }, last);
     hooks.guard("before:stop", (context) => paths.leave(context, "stop"), last);
     hooks.on("instance:event", (event) => {
       if (event.to === null || event.to === "Running") waker.reset(event.instance_id);
