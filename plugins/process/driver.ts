@@ -5,6 +5,7 @@ import type { Logger } from "@logtape/logtape";
 import type { Driver, ExecRequest, ExecResult, Feature, Instance, LogRequest } from "../../main.ts";
 import { DormouseError, type Network, type PathInfo, type Reading, type Stats } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
+import { Hierarchy, ownerOf } from "../shared/hierarchy.ts";
 import {
   type Command,
   commandOf,
@@ -18,13 +19,12 @@ import {
 } from "./command.ts";
 import { Execs } from "./exec.ts";
 import { Exits } from "./exits.ts";
-import { Hierarchy } from "./hierarchy.ts";
 import type { Exit } from "./launch.ts";
 import { LogKeeper } from "../shared/log-keeper.ts";
 import { Reclaims } from "./reclaims.ts";
 import { pathInfo } from "./root.ts";
 import { statsOf } from "./stats.ts";
-import { ownerOf, type Place, Workload } from "./workload.ts";
+import { type Place, Workload } from "./workload.ts";
 
 export interface ProcessOptions {
   /** Milliseconds from SIGTERM to SIGKILL. */

@@ -1,8 +1,8 @@
 /**
- * The `process` driver. `command.ts` makes the command line of an instance, with `root.ts`; `shim.ts`
- * starts it, `launch.ts` is what that leaves on disk; `enclosure.ts`, `cgroup.ts` and `hierarchy.ts` hold its processes
- * together; `workload.ts` is all of that for one instance. `exits.ts` notices ends, `exec.ts` and `stats.ts` do as they
- * are called, and `driver.ts` is the driver.
+ * The `process` driver. `command.ts` makes the command line of an instance, with `root.ts`; `shim.ts` starts it,
+ * `launch.ts` is what that leaves on disk; `enclosure.ts` holds its processes together where there are no cgroups, which
+ * `plugins/shared/cgroup.ts` knows; `workload.ts` is all of that for one instance. `exits.ts` notices ends, `exec.ts` and
+ * `stats.ts` do as they are called, and `driver.ts` is the driver.
  */
 import * as v from "valibot";
 import { definePlugin } from "../../main.ts";

@@ -1,6 +1,6 @@
 import type { Logger } from "@logtape/logtape";
+import { Cgroup } from "../shared/cgroup.ts";
 import { messageOf } from "../shared/errors.ts";
-import { Cgroup } from "./cgroup.ts";
 import type { Enclosure } from "./enclosure.ts";
 
 /** Memory of sleeping instances on its way back to the kernel: in the background, as a slow disk makes it slow. */

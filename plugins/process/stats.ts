@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import type { Stats } from "../../main.ts";
+import { Cgroup } from "../shared/cgroup.ts";
 import { processMemory, processStat } from "../shared/proc.ts";
-import { Cgroup } from "./cgroup.ts";
 import type { Enclosure } from "./enclosure.ts";
 
 /**

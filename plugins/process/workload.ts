@@ -1,14 +1,14 @@
-import { createHash, randomBytes } from "node:crypto";
-import { existsSync, statSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Instance, Reading } from "../../main.ts";
+import { Cgroup } from "../shared/cgroup.ts";
+import type { Hierarchy } from "../shared/hierarchy.ts";
 import { bootId, isAlive, type ProcessId, signalProcess } from "../shared/proc.ts";
-import { Cgroup } from "./cgroup.ts";
 import type { Command } from "./command.ts";
 import { type Enclosure, Session } from "./enclosure.ts";
 import type { Exits } from "./exits.ts";
-import type { Hierarchy } from "./hierarchy.ts";
 import { type Claim, type Exit, type Launch, Records } from "./launch.ts";
 import { startShim } from "./shim.ts";
 
@@ -24,12 +24,6 @@ export interface Place {
   readonly hierarchy: Hierarchy | undefined;
   readonly exits: Exits;
   readonly setsid: string;
-}
-
-/** Stands for this one folder: a copy of it has another, so that two hosts never share processes by mistake. */
-export function ownerOf(folder: string): string {
-  const { dev, ino } = statSync(folder);
-  return createHash("sha256").update(`${dev}:${ino}`).digest("hex").slice(0, 12);
 }
 
 /** A launch that somebody took up. */
@@ -87,7 +81,7 @@ export class Workload {
     // A new one, which has counted nothing yet.
     await hierarchy?.group(this.#id).remove();
     const cgroup = hierarchy?.group(this.#id, options);
-    const lacking = cgroup?.make(options) ?? [];
+    const lacking = cgroup?.make({ memory_bytes: options.memory_bytes, cpus: options.vcpus }) ?? [];
     const generation = randomBytes(8).toString("hex");
     const launch: Launch = { generation, owner, cgroups: cgroup?.folders ?? [], isolated, device };
     this.records.mark = undefined;

@@ -12,17 +12,25 @@ import {
 } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { delay } from "../shared/async.ts";
-import { signalProcess } from "../shared/proc.ts";
-import type { Enclosure } from "./enclosure.ts";
+import { delay } from "./async.ts";
+import { signalProcess } from "./proc.ts";
 
 /** How long the kernel may take to freeze or to empty a group; only a process stuck in the kernel needs longer. */
 const PATIENCE_MS = 10_000;
 /** Reclaimed in one call, so that a restore never waits for more than this. */
 const RECLAIM_BYTES = 64 * 2 ** 20;
 
+/** What the members of a group may use together; null or absent for no limit. */
+export interface Limits {
+  memory_bytes: number | null;
+  /** Of CPUs, and parts of one. */
+  cpus: number | null;
+  /** Processes and threads. */
+  tasks?: number;
+}
+
 /** One instance's control groups: its folder in the v2 hierarchy first, then those in v1 hierarchies, if any. */
-export class Cgroup implements Enclosure {
+export class Cgroup {
   readonly folders: readonly string[];
   readonly #main: string;
 
@@ -31,24 +39,25 @@ export class Cgroup implements Enclosure {
     this.#main = folders[0];
   }
 
+  /** Files to which a process writes `0` to become a member. */
   get joins(): string[] {
     return this.folders.map((folder) => join(folder, "cgroup.procs"));
   }
 
   /** Makes it, empty and with these limits; what cannot be limited here is returned. */
-  make(limits: { memory_bytes: number | null; vcpus: number | null }): string[] {
+  make({ memory_bytes, cpus, tasks }: Limits): string[] {
     for (const folder of this.folders) mkdirSync(folder, { recursive: true });
-    const { memory_bytes, vcpus } = limits;
     const lacking: string[] = [];
     if (memory_bytes !== null) {
       const done = this.#set({ "memory.max": memory_bytes, "memory.limit_in_bytes": memory_bytes });
       if (!done) lacking.push("memory");
     }
-    if (vcpus !== null) {
-      const quota = vcpus * 100_000;
+    if (cpus !== null) {
+      const quota = Math.round(cpus * 100_000);
       const done = this.#set({ "cpu.max": `${quota} 100000`, "cpu.cfs_quota_us": quota });
       if (!done) lacking.push("cpu");
     }
+    if (tasks !== undefined && !this.#set({ "pids.max": tasks })) lacking.push("pids");
     return lacking;
   }
 
@@ -58,10 +67,12 @@ export class Cgroup implements Enclosure {
     );
   }
 
+  /** Whether all members stand still, or are about to. */
   isFrozen(): boolean {
     return read(join(this.#main, "cgroup.freeze"))?.trim() === "1";
   }
 
+  /** Resolves once no member runs any more. An abort thaws them and rejects with the signal's reason. */
   async freeze(signal?: AbortSignal): Promise<void> {
     try {
       signal?.throwIfAborted();
@@ -77,7 +88,7 @@ export class Cgroup implements Enclosure {
     write(join(this.#main, "cgroup.freeze"), "0");
   }
 
-  /** Signals the members while they are frozen: none can end meanwhile and leave its pid to a stranger. */
+  /** SIGTERM to the members, while they are frozen: none can end meanwhile and leave its pid to a stranger. */
   async terminate(): Promise<void> {
     try {
       await this.freeze(AbortSignal.timeout(500));
@@ -88,6 +99,7 @@ export class Cgroup implements Enclosure {
     await this.thaw();
   }
 
+  /** Resolves once no member is left. */
   async kill(): Promise<void> {
     if (!existsSync(this.#main)) return;
     if (!write(join(this.#main, "cgroup.kill"), "1")) await this.#killEach();
@@ -95,6 +107,7 @@ export class Cgroup implements Enclosure {
     await this.thaw();
   }
 
+  /** {@linkcode Cgroup.kill}, and removes it; one that is not there is no error. */
   async remove(): Promise<void> {
     await this.kill();
     for (const folder of this.folders) {

@@ -1,20 +1,15 @@
-import {
-  accessSync,
-  constants,
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  rmdirSync,
-  writeFileSync,
-} from "node:fs";
+import { createHash } from "node:crypto";
+import { accessSync, constants, existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { rmdirSync, statSync, writeFileSync } from "node:fs";
 import { join, relative } from "node:path";
 import process from "node:process";
-import { messageOf } from "../shared/errors.ts";
 import { Cgroup } from "./cgroup.ts";
+import { messageOf } from "./errors.ts";
 
 /** Holds the shims, so that what ends the host's own group, as a service manager does, leaves them alone. */
 const SHIMS = "shims";
+
+export type Controller = "memory" | "cpu" | "pids";
 
 interface Mount {
   /** Where it is mounted. */
@@ -23,6 +18,12 @@ interface Mount {
   root: string;
   type: string;
   options: string[];
+}
+
+/** Stands for this one folder: a copy of it has another, so that two hosts never share processes by mistake. */
+export function ownerOf(folder: string): string {
+  const { dev, ino } = statSync(folder);
+  return createHash("sha256").update(`${dev}:${ino}`).digest("hex").slice(0, 12);
 }
 
 /**
@@ -40,8 +41,12 @@ export class Hierarchy {
     this.#cpu = cpu;
   }
 
-  /** The hierarchy, or why it cannot be used. */
-  static find(parent: string, owner: string, { root }: { root: boolean }): Hierarchy | string {
+  /** The hierarchy with these controllers, as far as they are there; or why it cannot be used. */
+  static find(
+    parent: string,
+    owner: string,
+    { root, controllers = ["memory", "cpu"] }: { root: boolean; controllers?: readonly Controller[] },
+  ): Hierarchy | string {
     if (process.platform !== "linux") return "this is not Linux";
     if (parent === "") return "cgroup_parent is empty";
     const mounts = readMounts();
@@ -56,14 +61,17 @@ export class Hierarchy {
       return `${top} cannot be written: ${messageOf(error)}`;
     }
     if (!existsSync(join(base, "cgroup.freeze"))) return "the kernel cannot freeze a cgroup (before 5.2)";
-    for (const folder of [top, join(top, parent), base]) enableControllers(folder);
-    const missing = ["memory", "cpu"].filter((name) => !words(join(base, "cgroup.subtree_control")).includes(name));
-    const legacy = (controller: string) => {
+    for (const folder of [top, join(top, parent), base]) enable(controllers, folder);
+    const present = words(join(base, "cgroup.subtree_control"));
+    const legacy = (controller: Controller) => {
       const mount = mounts.find(({ type, options }) => type === "cgroup" && options.includes(controller));
-      return root && mount && missing.includes(controller) ? [join(mount.point, parent, owner)] : [];
+      const wanted = controllers.includes(controller) && !present.includes(controller);
+      return root && mount && wanted ? [join(mount.point, parent, owner)] : [];
     };
-    const [memory, cpu] = [legacy("memory"), legacy("cpu")];
-    return new Hierarchy([...new Set([base, ...memory, ...cpu])], memory[0] === cpu[0] ? undefined : cpu[0]);
+    const others = [...legacy("memory"), ...legacy("pids")];
+    const [cpu] = legacy("cpu");
+    const bases = new Set([base, ...others, ...(cpu === undefined ? [] : [cpu])]);
+    return new Hierarchy([...bases], others.includes(cpu) ? undefined : cpu);
   }
 
   /** The instance's group, in all hierarchies that it may be in, or with `vcpus` null in those that do more than that. */
@@ -102,10 +110,10 @@ export class Hierarchy {
 }
 
 /** As far as the kernel lets us: a group that holds processes of its own cannot pass its controllers on. */
-function enableControllers(folder: string): void {
+function enable(controllers: readonly Controller[], folder: string): void {
   const available = words(join(folder, "cgroup.controllers"));
   const enabled = words(join(folder, "cgroup.subtree_control"));
-  for (const name of ["memory", "cpu"]) {
+  for (const name of controllers) {
     if (!available.includes(name) || enabled.includes(name)) continue;
     try {
       writeFileSync(join(folder, "cgroup.subtree_control"), `+${name}`);
