@@ -270,7 +270,7 @@ export interface Hypervisor {
   stop(id: string, origin: Origin): Promise<Instance>;
   pause(id: string, origin: Origin): Promise<Instance>;
   resume(id: string, origin: Origin): Promise<Instance>;
-  standby(id: string, origin: Origin): Promise<Instance>;
+  standby(id: string, origin: Origin, request?: contracts.StandbyRequest): Promise<Instance>;
   restore(id: string, origin: Origin): Promise<Instance>;
   fork(id: string, body: unknown, origin: Origin): Promise<Instance>;
   delete(id: string, origin: Origin): Promise<void>;
@@ -363,8 +363,8 @@ export interface Plugin<O = unknown> {
   provides?: readonly ServiceName[];
   /** Of its `[plugins.NAME]` table, without `enabled` and `use`. No schema, no options. */
   options?: contracts.Schema<O>;
-  /** Work that `main.ts --NAME` does instead of starting the host, with the services that the plugin requires. */
-  commands?: Record<string, { help: string; run(host: Host, options: O): MaybePromise<void> }>;
+  /** Work that `main.ts --NAME` does in place of the host, with what the plugin requires; `alone`, beside a host too. */
+  commands?: Record<string, { help: string; alone?: boolean; run(host: Host, options: O): MaybePromise<void> }>;
   setup(host: Host, options: O): MaybePromise<void>;
 }
 

@@ -23,15 +23,18 @@ export const StartBody = v.pipe(
 
 export const StandbyBody = v.pipe(
   v.object({
-    compression: v.optional(v.strictObject({
-      enabled: v.pipe(v.boolean(), v.literal(false, "expected false: no driver of this version compresses")),
-      algorithm: v.optional(v.picklist(["zstd", "lz4"])),
-      level: v.optional(v.pipe(v.number(), v.integer())),
-    })),
+    compression: v.optional(v.pipe(
+      v.strictObject({
+        enabled: v.boolean(),
+        algorithm: v.optional(v.picklist(["zstd", "lz4"])),
+        level: v.optional(v.pipe(v.number(), v.integer())),
+      }),
+      v.description("For this standby, in the place of that of the snapshot_policy"),
+    )),
     compression_delay: v.optional(v.pipe(
       v.string(),
       v.check((text) => (parseDuration(text) ?? -1) >= 0, 'expected a duration such as "30s"'),
-      v.description("Of no effect: nothing is compressed"),
+      v.description("For this standby, in the place of the standby_compression_delay of the snapshot_policy"),
     )),
   }),
   v.metadata({ ref: "StandbyInstanceRequest" }),

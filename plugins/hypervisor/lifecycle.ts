@@ -21,6 +21,11 @@ export interface Registry {
 }
 
 type Step = "start" | "stop" | "pause" | "resume" | "standby" | "restore";
+interface StepOptions {
+  signal: AbortSignal;
+  change?: Partial<Instance> | undefined;
+  seen?: Partial<Instance> | undefined;
+}
 type Outcome = Partial<Instance> & { state: State };
 
 /** How each step is carried out by a driver, and what it makes of the instance. */
@@ -50,7 +55,8 @@ const NEEDS: Record<Step, Feature | undefined> = {
 
 /**
  * Takes an instance through one step, in its lane: rules, guards, a row that says it began, the driver, the result.
- * `change` is laid over the instance first; a request with a change of its own joins no other.
+ * `change` is laid over the instance first, and kept; `seen` is laid over what the driver sees of it. A request with either
+ * joins no other.
  */
 export function step(
   registry: Registry,
@@ -58,9 +64,10 @@ export function step(
   request: Step,
   origin: Origin,
   change?: Partial<Instance>,
+  seen?: Partial<Instance>,
 ): Promise<Instance> {
-  const turn = (signal: AbortSignal) => stepNow(registry, id, request, origin, { signal, change });
-  return registry.lanes.enter(id, request, turn, { joins: change === undefined });
+  const turn = (signal: AbortSignal) => stepNow(registry, id, request, origin, { signal, change, seen });
+  return registry.lanes.enter(id, request, turn, { joins: change === undefined && seen === undefined });
 }
 
 /** The step itself, for those who hold the lane already. */
@@ -69,14 +76,14 @@ export async function stepNow(
   id: string,
   request: Step,
   origin: Origin,
-  { signal, change }: { signal: AbortSignal; change?: Partial<Instance> },
+  { signal, change, seen }: StepOptions,
 ): Promise<Instance> {
   const decided = await decide(registry, id, request);
   if (decided.done) {
     await registry.hooks.ask("action:fulfilled", { action: request, instance: decided.instance, origin });
     return decided.instance;
   }
-  const work = () => carryOut(registry, decided.instance, request, origin, { signal, change });
+  const work = () => carryOut(registry, decided.instance, request, origin, { signal, change, seen });
   return await told(registry, request, decided.instance, origin, work);
 }
 
@@ -85,7 +92,7 @@ async function carryOut(
   before: Instance,
   request: Step,
   origin: Origin,
-  { signal, change }: { signal: AbortSignal; change?: Partial<Instance> },
+  { signal, change, seen }: StepOptions,
 ): Promise<Instance> {
   const { records, readings, now } = registry;
   const { id } = before;
@@ -101,7 +108,7 @@ async function carryOut(
     transition: request,
   }, { action: "state", origin });
   try {
-    const outcome = await STEPS[request](driver, instance, signal, now);
+    const outcome = await STEPS[request](driver, seen ? { ...instance, ...seen } : instance, signal, now);
     return records.update(id, { ...outcome, transition: null, state_error: null }, { action: request, origin });
   } catch (error) {
     const cause = signal.aborted ? `${request}_aborted` : `${request}_failed`;

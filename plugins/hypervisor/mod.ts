@@ -1,7 +1,8 @@
 /**
  * The registry of instances. `states.ts` holds the rules, `lanes.ts` the locks, `records.ts` the rows, `bodies.ts` what
  * comes in and `present.ts` what goes out, `fields.ts` what other plugins add to both; `lifecycle.ts` and `creation.ts`
- * are the actions; `recovery.ts`, `expiry.ts` and `wait.ts` act on what happens by itself.
+ * are the actions, `override.ts` what one standby has of its own; `recovery.ts`, `expiry.ts` and `wait.ts` act on what
+ * happens by itself.
  */
 import { isDeepStrictEqual } from "node:util";
 import * as v from "valibot";
@@ -24,6 +25,7 @@ import { Reaper } from "./expiry.ts";
 import { Fields } from "./fields.ts";
 import { Lanes } from "./lanes.ts";
 import { ask, existing, featured, type Registry, remove, step, told } from "./lifecycle.ts";
+import { overridden } from "./override.ts";
 import { Presenter } from "./present.ts";
 import { Readings } from "./reading.ts";
 import { Records } from "./records.ts";
@@ -125,7 +127,10 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
     stop: (id, origin) => step(registry, id, "stop", origin),
     pause: (id, origin) => step(registry, id, "pause", origin),
     resume: (id, origin) => step(registry, id, "resume", origin),
-    standby: (id, origin) => step(registry, id, "standby", origin),
+    async standby(id, origin, request = {}) {
+      const seen = overridden(fields, existing(registry, id), request);
+      return await step(registry, id, "standby", origin, undefined, seen);
+    },
     restore: (id, origin) => step(registry, id, "restore", origin),
     fork: (id, body, origin) => creation.fork(id, body, origin),
     delete: (id, origin) => remove(registry, id, origin),

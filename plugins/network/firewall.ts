@@ -26,8 +26,9 @@ function emptied(bridge: string): string {
 }
 
 // `guard` runs before connection tracking. What is bound to the host's 127.0.0.1 stays out of reach even where
-// route_localnet is set on the bridge, and nothing leaves the bridge under an address from elsewhere. Of link-local
-// addresses IPv6 needs the questions after neighbours and the answers, and no more: traffic to and from them is nobody's.
+// route_localnet is set on the bridge, and nothing leaves the bridge under an address from elsewhere; under none at all
+// only who asks for one by DHCP. Of link-local addresses IPv6 needs the questions after neighbours and the answers, and no
+// more: traffic to and from them is nobody's.
 // `output` keeps the host from telling instances to reach each other directly: their ports are isolated.
 // The masquerade leaves out `lo`, where the host talks to its own address on the bridge.
 function rules(bridge: string, subnet: string, subnet6: string | null): string {
@@ -36,6 +37,7 @@ table inet ${tableOf(bridge)} {
   chain guard {
     type filter hook prerouting priority raw; policy accept;
     iifname "${bridge}" ip daddr 127.0.0.0/8 drop
+    iifname "${bridge}" ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
     iifname "${bridge}" ip saddr != ${subnet} drop
     ${subnet6 ? guard6(bridge, subnet6) : `iifname "${bridge}" meta nfproto ipv6 drop`}
   }

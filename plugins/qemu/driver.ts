@@ -3,18 +3,27 @@ import { type ExecRequest, type ExecResult, type Feature, type Instance, type Lo
 import { DormouseError, type Driver, type PathInfo, type Reading, type Stats } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { formatSize } from "../shared/size.ts";
+import { putAway } from "./asleep.ts";
+import { keepExpanded } from "./compress.ts";
 import { copyOverlay, makeOverlay } from "./disk.ts";
 import { execute } from "./exec.ts";
 import type { Fleet } from "./fleet.ts";
 import { type DriverName, type GuestNetwork, kernelCommandLine, sizeOf } from "./machine.ts";
 import type { Exit } from "./records.ts";
+import { planOf } from "./snapshot-policy.ts";
 import { statsOf } from "./stats.ts";
 import { stat } from "./tasks.ts";
 import { Power } from "./power.ts";
+import { missingProgram } from "./programs.ts";
 import type { Link, Vm } from "./vm.ts";
 
+/** That images need which ask for their address. */
+const DHCP_PROGRAMS = ["dnsmasq", "setpriv"];
 /** Bytes without which no kernel gets anywhere. */
 const MIN_MEMORY = 32 * 1024 * 1024;
+
+/** Milliseconds in which a compressed memory is written out for a fork. */
+const EXPAND_MS = 600_000;
 
 /** Of the longest words that a command line can hold of it, to check that it fits before there are any. */
 const LONGEST: GuestNetwork = {
@@ -54,6 +63,11 @@ export class QemuDriver implements Driver {
         `Wrong value of "size": a machine has at least ${formatSize(MIN_MEMORY)}`,
       );
     }
+    const missing = image.dhcp && instance.network.enabled ? missingProgram(DHCP_PROGRAMS) : undefined;
+    if (missing !== undefined) {
+      const reason = `it asks for its address by DHCP, and program "${missing}" is not in PATH`;
+      throw new DormouseError("invalid_request", `Wrong value of "image": ${reason}`);
+    }
     kernelCommandLine(instance, { image, network: LONGEST, driver: this.name, accel: "tcg" });
   }
 
@@ -81,11 +95,13 @@ export class QemuDriver implements Driver {
   async stop(instance: Instance, signal: AbortSignal): Promise<Exit> {
     const { id } = instance;
     return await this.#fleet.turn(id, async (vm) => {
-      this.#fleet.unwatch(id);
+      await this.#fleet.quiet(id);
       this.#fleet.logs.unwatch(id);
       const ready = vm.records.isMarked("ready");
       const ask = (link: Link) => this.#power.ask(link, instance, ready);
-      return await vm.stop(ask, this.#fleet.context.options.grace, signal);
+      const exit = await vm.stop(ask, this.#fleet.context.options.grace, signal);
+      await this.#fleet.limits.remove(id);
+      return exit;
     });
   }
 
@@ -101,6 +117,9 @@ export class QemuDriver implements Driver {
     return await this.#fleet.turn(instance.id, async (vm): Promise<Reading> => {
       try {
         const reading = await vm.look();
+        if (reading.state === "Stopped") {
+          return { state: "Stopped", ...await this.#fleet.leave(vm, instance.id, reading) };
+        }
         if (reading.state === "Initializing" || reading.state === "Running") this.#power.watch(vm, instance);
         return reading;
       } catch (error) {
@@ -113,7 +132,9 @@ export class QemuDriver implements Driver {
     const { records } = this.#fleet.vm(instance.id);
     await this.#fleet.logs.of(instance.id, records.log).recover();
     const reading = await this.inspect(instance);
-    if (reading.state === "Standby") this.#power.makeDurable(instance.id);
+    if (reading.state !== "Stopped" && reading.state !== "Unknown") await this.#power.serveAgain(instance);
+    if (reading.state === "Standby") putAway(this.#fleet, instance);
+    else records.tidy();
     return reading;
   }
 
@@ -129,15 +150,16 @@ export class QemuDriver implements Driver {
     });
   }
 
-  async standby({ id }: Instance, signal: AbortSignal): Promise<void> {
+  async standby(instance: Instance, signal: AbortSignal): Promise<void> {
+    const { id } = instance;
     await this.#fleet.turn(id, async (vm) => {
       const { state } = await vm.look();
       if (state === "Standby") return;
       if (state !== "Running") throw new Error(`it is ${state}`);
       this.#fleet.unwatch(id);
-      await vm.standby(signal);
+      await vm.standby(planOf(instance), signal);
       this.#fleet.logs.unwatch(id);
-      this.#power.makeDurable(id);
+      putAway(this.#fleet, instance);
     });
   }
 
@@ -161,6 +183,7 @@ export class QemuDriver implements Driver {
         const message = `Cannot fork instance "${source.name}" in its sleep: its image has no guest agent`;
         throw new DormouseError("not_supported", `${message}, which would tell the copy that it is another one`);
       }
+      if (state === "Standby") await this.#expanded(vm, source);
       await this.#fleet.turn(target.id, async ({ records }) => {
         records.make(owner);
         if (image.disk) await copyOverlay(from.path("overlay.qcow2"), records.path("overlay.qcow2"));
@@ -173,8 +196,8 @@ export class QemuDriver implements Driver {
           this.#power.launch(target, image, { accel, network, shared: from.snapshot()!.full }),
         );
       });
-    });
-    this.#power.makeDurable(target.id);
+    }).finally(() => putAway(this.#fleet, source));
+    putAway(this.#fleet, target);
   }
 
   async exec(instance: Instance, request: ExecRequest): Promise<ExecResult> {
@@ -217,12 +240,24 @@ export class QemuDriver implements Driver {
       return await this.#power.restore(vm, instance, signal);
     } catch (error) {
       const { name, policies } = instance;
-      if (signal.aborted || policies.restore_fallback !== "start" || !vm.records.snapshot()) throw error;
+      if (signal.aborted || policies.restore_fallback !== "start" || !vm.records.snapshot()) {
+        putAway(this.#fleet, instance);
+        throw error;
+      }
       const reason = messageOf(error);
       this.#fleet.context.log.warn("Starting {name} anew, its memory is lost: {reason}", { name, reason });
       await this.#power.boot(vm, instance, signal);
       return this.#power.watch(vm, instance);
     }
+  }
+
+  /** Has the memory of a machine that sleeps in its own file, and nobody compress it. */
+  async #expanded({ records }: Vm, { id }: Instance): Promise<void> {
+    await this.#fleet.quiet(id);
+    if (!records.snapshot()?.compressed) return;
+    const { owner } = this.#fleet.context;
+    const { bytes } = records.launch()!.memory;
+    await keepExpanded(records, { bytes, owner, signal: AbortSignal.timeout(EXPAND_MS) });
   }
 
   async #guest(instance: Instance, what: string): Promise<Link> {

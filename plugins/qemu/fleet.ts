@@ -4,8 +4,11 @@ import type { Logger } from "@logtape/logtape";
 import type { Network } from "../../main.ts";
 import { LogKeeper } from "../shared/log-keeper.ts";
 import type { Accelerator } from "./accel.ts";
+import { Compressor } from "./compress.ts";
+import { Dhcp } from "./dhcp.ts";
 import type { Images } from "./images.ts";
-import { type Owner, Records } from "./records.ts";
+import { Limits } from "./limits.ts";
+import { type Exit, type Owner, Records } from "./records.ts";
 import { Slots } from "./slots.ts";
 import { Vm } from "./vm.ts";
 
@@ -14,6 +17,10 @@ export interface FleetOptions {
   grace: number;
   /** Milliseconds for QEMU to answer after it was started. */
   start_timeout: number;
+  /** Milliseconds for a guest to be ready after its QEMU was started; 0 for as long as it takes. */
+  boot_timeout: number;
+  /** The cgroup that holds those of all machines; empty for none. */
+  cgroup_parent: string;
   max_concurrent_restores: number;
   /** Where memory is kept; with the other files of an instance where it is empty. */
   ram_dir: string;
@@ -41,6 +48,9 @@ export class Fleet implements AsyncDisposable {
   readonly context: FleetContext;
   readonly restores: Slots;
   readonly logs: LogKeeper;
+  readonly compressor = new Compressor();
+  readonly limits: Limits;
+  readonly dhcp: Dhcp;
   readonly #folder: string;
   readonly #vms = new Map<string, Vm>();
   readonly #turns = new Map<string, Promise<unknown>>();
@@ -50,10 +60,12 @@ export class Fleet implements AsyncDisposable {
 
   constructor(context: FleetContext) {
     this.context = context;
-    const { dataDir, options, log } = context;
+    const { dataDir, options, log, network, owner } = context;
     this.#folder = join(dataDir, "qemu", "instances");
     mkdirSync(this.#folder, { recursive: true });
     this.restores = new Slots(options.max_concurrent_restores);
+    this.limits = new Limits({ parent: options.cgroup_parent, folder: this.#folder, log });
+    this.dhcp = new Dhcp({ folder: join(dataDir, "qemu"), network, owner, log });
     this.logs = new LogKeeper({ maxSize: options.log_max_size, files: options.log_files }, log);
   }
 
@@ -65,7 +77,8 @@ export class Fleet implements AsyncDisposable {
       const { log, owner, options, changed } = this.context;
       const records = new Records(join(this.#folder, id), options.ram_dir && join(options.ram_dir, id) || undefined);
       const ended = () => {
-        this.unwatch(id);
+        // What sleeps has ended as well, and is being put away.
+        if (!records.has("state")) this.unwatch(id);
         changed(id, "exit");
       };
       this.#vms.set(id, vm = new Vm({ records, log, owner, startTimeout: options.start_timeout, ended }));
@@ -106,14 +119,33 @@ export class Fleet implements AsyncDisposable {
     this.#watches.delete(id);
   }
 
+  /** As {@linkcode unwatch}; resolves when nobody but a machine itself reads the memory any more. */
+  async quiet(id: string): Promise<void> {
+    this.unwatch(id);
+    await this.compressor.ended(id);
+  }
+
+  /** Removes the cgroup of a machine that has ended; how that was, which may be known by its cgroup alone. */
+  async leave({ records }: Vm, id: string, { exit_code, exit_message }: Exit): Promise<Exit> {
+    let exit = { exit_code, exit_message };
+    if (exit_code === null && !records.ended() && this.limits.ranOut(id)) {
+      records.end(exit = { exit_code, exit_message: "QEMU ended: its cgroup is out of memory" });
+    }
+    await this.limits.remove(id);
+    return exit;
+  }
+
   /** Ends the machine and removes all that is its own. */
   async erase(id: string): Promise<void> {
     this.unwatch(id);
     await this.turn(id, async (vm) => {
       await vm.end();
+      await this.quiet(id);
+      await this.limits.remove(id);
       vm.records.erase();
       vm[Symbol.dispose]();
     });
+    await this.dhcp.forget(id);
     for (const log of [id, `${id} vmm`]) this.logs.forget(log);
     this.#vms.delete(id);
   }
@@ -122,7 +154,7 @@ export class Fleet implements AsyncDisposable {
   async sweep(live: ReadonlySet<string>): Promise<string[]> {
     const { ram_dir } = this.context.options;
     const folders = [this.#folder, ...(ram_dir && existsSync(ram_dir) ? [ram_dir] : [])];
-    const found = new Set(folders.flatMap((folder) => readdirSync(folder)));
+    const found = new Set([...folders.flatMap((folder) => readdirSync(folder)), ...this.limits.ids()]);
     const strays = [...found].filter((id) => !live.has(id) && /^[\w-]+$/.test(id));
     for (const id of strays) await this.erase(id);
     return strays;
@@ -134,5 +166,7 @@ export class Fleet implements AsyncDisposable {
     for (const vm of this.#vms.values()) vm[Symbol.dispose]();
     await this.logs[Symbol.asyncDispose]();
     await Promise.all(this.#busy);
+    await this.dhcp[Symbol.asyncDispose]();
+    this.limits[Symbol.dispose]();
   }
 }

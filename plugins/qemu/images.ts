@@ -10,6 +10,8 @@ import { size } from "../shared/schemas.ts";
 
 const NAME = /^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$/;
 const FILE = "image.toml";
+/** The image that Dormouse can build itself. */
+export const DEMO = "demo";
 
 const Inside = v.pipe(
   v.string(),
@@ -89,8 +91,7 @@ export class Images {
     }
     const folder = this.pathOf(reference);
     if (!existsSync(folder)) {
-      const hint = isAbsolute(reference) ? "" : didYouMean(reference, this.names());
-      throw new DormouseError("image_not_found", `No image "${reference}"${hint}`);
+      throw new DormouseError("image_not_found", `No image "${reference}"${this.#hint(reference)}`);
     }
     try {
       return check(reference, folder);
@@ -100,6 +101,11 @@ export class Images {
         cause: error,
       });
     }
+  }
+
+  #hint(reference: string): string {
+    if (isAbsolute(reference)) return "";
+    return reference === DEMO ? `: "deno task image:demo" builds it` : didYouMean(reference, this.names());
   }
 
   /**

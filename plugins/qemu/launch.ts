@@ -16,14 +16,19 @@ const DEATH_MS = 10_000;
 /**
  * Becomes QEMU, after it has written down which process that is and has taken away the file without which nobody goes on:
  * a host that died on the way has left either a launch that can be withdrawn or one that can be found. Files are opened
- * here, by who may reach them.
+ * here, by who may reach them. Cgroups are joined meanwhile, as the kernel takes its time over that.
  */
 const BECOME = `
 go=$1 pid=$2 log=$3 kernel=$4 initrd=$5 disk=$6 memory=$7
 shift 7
 exec >>"$log" 2>&1 </dev/null
+join() { while [ "$1" != -- ]; do echo "$$" >"$1" || return; shift; done; }
+join "$@" &
+while [ "$1" != -- ]; do shift; done
+shift
 cat "/proc/$$/stat" >"$pid.tmp" && mv -- "$pid.tmp" "$pid" || exit 126
 rm -- "$go" || exit 126
+wait "$!" || exit 126
 exec ${FILES.kernel}<"$kernel" ${FILES.initrd}<"$initrd" ${FILES.disk}<"$disk" ${FILES.memory}<>"$memory" || exit 126
 exec "$@"
 `;
@@ -59,7 +64,7 @@ export function startQemu({ records, launch, image, owner, incoming }: LaunchOpt
     image.disk?.file ?? "/dev/null",
     launch.memory.shared ? records.ram : records.base,
   ];
-  const inner = [...lowered(owner, launch), ...command];
+  const inner = [...launch.joins ?? [], "--", ...lowered(owner, launch), ...command];
   const shell = execa("/bin/sh", ["-c", BECOME, "dormouse-qemu", ...files, ...opened, ...inner], {
     cwd: records.folder,
     detached: true,
@@ -71,13 +76,20 @@ export function startQemu({ records, launch, image, owner, incoming }: LaunchOpt
   shell.nodeChildProcess.unref();
 }
 
-function lowered(owner: Owner | null, { args, device }: Launch): string[] {
+/** What is put before a command to have it run as `owner`; one that uses KVM is in the group that may do so. */
+export function lowered(owner: Owner | null, { args, device }: Pick<Launch, "args" | "device">): string[] {
   if (owner === null) return [];
-  const kvm = args.some((arg) => arg.includes("accel=kvm")) ? statSync("/dev/kvm").gid : undefined;
+  const kvm = args.some((arg) => arg.includes("accel=kvm")) ? groupOf("/dev/kvm") : undefined;
   const groups = kvm ? `--groups=${kvm}` : "--clear-groups";
   const drop = ["setpriv", `--reuid=${owner.uid}`, `--regid=${owner.gid}`, groups, "--no-new-privs", "--"];
   const closed = device !== null && (statSync("/dev/net/tun").mode & 0o006) !== 0o006;
   return closed ? ["unshare", "--mount", "--", "/bin/sh", "-c", OWN_TUN, "dormouse-tun", ...drop] : drop;
+}
+
+/** The group that may use a device; never root's, which may much more. */
+function groupOf(device: string): number | undefined {
+  const { gid, mode } = statSync(device);
+  return gid !== 0 && (mode & 0o060) === 0o060 ? gid : undefined;
 }
 
 export interface ConnectOptions {

@@ -11,6 +11,8 @@ export type Accel = "kvm" | "tcg";
 
 /** The port of virtio-serial into which a guest writes the exit code of its workload before it powers off. */
 export const EXIT_PORT = "dormouse.exit";
+/** What tcg keeps of translated code: QEMU's own choice, an eighth of this machine's memory, is no limit at all. */
+export const TRANSLATION_MIB = 256;
 const AGENT_PORT = "org.qemu.guest_agent.0";
 /** What the kernel takes of a command line, COMMAND_LINE_SIZE of x86, with room for what the machine adds. */
 const MAX_COMMAND_LINE = 1920;
@@ -62,13 +64,17 @@ export function argumentsOf(instance: Instance, options: MachineOptions): string
   const device = (kind: string, ...rest: string[]) => ["-device", [`virtio-${kind}-${bus}`, ...rest].join()];
   const port = (id: string, name: string) => ["-device", `virtserialport,bus=ports.0,chardev=${id},name=${name}`];
   const socket = (id: string) => ["-chardev", `socket,id=${id},path=run/${id}.sock,server=on,wait=off`];
-  const machine = [MACHINES[driver], `accel=${accel}`, "memory-backend=ram", ...(driver === "qemu" ? ["usb=off"] : [])];
+  const tcg = accel === "tcg";
+  const machine = [
+    ...[MACHINES[driver], "memory-backend=ram", ...(driver === "qemu" ? ["usb=off"] : [])],
+    ...(tcg ? [] : ["accel=kvm"]),
+  ];
   return [
     ...["-name", `guest=${instance.name},debug-threads=on`],
     ...["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"],
     ...["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"],
-    ...["-machine", machine.join()],
-    ...["-cpu", accel === "kvm" ? "host" : "qemu64"],
+    ...["-machine", machine.join(), ...(tcg ? ["-accel", `tcg,tb-size=${TRANSLATION_MIB}`] : [])],
+    ...["-cpu", tcg ? "qemu64" : "host"],
     ...["-smp", String(vcpus), "-m", `size=${bytes / 1024}K`],
     ...["-kernel", opened("kernel"), ...(image.initrd ? ["-initrd", opened("initrd")] : [])],
     ...["-append", kernelCommandLine(instance, options)],

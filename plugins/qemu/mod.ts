@@ -1,27 +1,33 @@
 /**
  * Instances that are virtual machines, run by QEMU. `machine.ts` makes QEMU's command line and `launch.ts` starts it;
- * `records.ts` is what is kept on disk, `vm.ts` one machine made of it, `snapshot.ts` its sleep. `fleet.ts` has all
- * machines, `power.ts` brings them up, with `wire.ts`, `disk.ts`, `ready.ts` and `slots.ts`, and `driver.ts` is the
- * driver. `qmp.ts` speaks with QEMU, `agent.ts`, `exec.ts` and `tasks.ts` with the guest, both by `socket.ts`.
- * `images.ts` and `image-routes.ts` are the images, `demo.ts` builds one of them, with `packages.ts`, `cpio.ts` and
- * `elf.ts`. `accel.ts` finds out whether KVM works, `clock.ts` what guests without it are told.
+ * `records.ts` is what is kept on disk, `vm.ts` one machine made of it, `snapshot.ts` its sleep, `asleep.ts` what becomes
+ * of its memory meanwhile, with `memory.ts`, `compress.ts` and `snapshot-policy.ts`. `fleet.ts` has all machines,
+ * `power.ts` brings them up, with `wire.ts`, `disk.ts`, `ready.ts` and `slots.ts`, and `driver.ts` is the driver.
+ * `limits.ts` has their cgroups, `dhcp.ts` gives addresses to those that ask, with `dnsmasq.ts`. `qmp.ts` speaks with
+ * QEMU, `agent.ts`, `exec.ts` and `tasks.ts` with the guest, both by `socket.ts`. `images.ts` and `image-routes.ts` are
+ * the images, `demo.ts` builds one of them, with `packages.ts`, `cpio.ts` and `elf.ts`. `accel.ts` finds out whether KVM
+ * works, `clock.ts` what guests without it are told.
  */
-import { accessSync, constants, existsSync } from "node:fs";
+import { mkdir } from "node:fs/promises";
 import { isAbsolute, join } from "node:path";
 import process from "node:process";
 import * as v from "valibot";
-import { definePlugin } from "../../main.ts";
+import { definePlugin, type Instance } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { resolveIdentity } from "../shared/identity.ts";
 import { duration, size } from "../shared/schemas.ts";
 import { Accelerator } from "./accel.ts";
+import { putAway } from "./asleep.ts";
+import { lacksCompression } from "./compress.ts";
 import { buildDemoImage } from "./demo.ts";
 import { QemuDriver } from "./driver.ts";
 import { Fleet } from "./fleet.ts";
 import { imageRoutes } from "./image-routes.ts";
-import { Images, imagesFolder } from "./images.ts";
+import { DEMO, Images, imagesFolder } from "./images.ts";
 import { type DriverName, MACHINES } from "./machine.ts";
+import { missingProgram } from "./programs.ts";
 import type { Owner } from "./records.ts";
+import { type Means, normalise, planOf, SnapshotPolicy } from "./snapshot-policy.ts";
 
 const DRIVERS = Object.keys(MACHINES) as DriverName[];
 const PROGRAMS = ["qemu-system-x86_64", "qemu-img"];
@@ -39,8 +45,15 @@ const Options = v.object({
   ),
   /** From the request to shut down to the end. */
   grace: v.optional(duration(), "10s"),
-  /** In which QEMU itself must answer; a guest may take as long as it likes. */
+  /** In which QEMU itself must answer; its guest has `boot_timeout`. */
   start_timeout: v.optional(duration({ min: 1 }), "15s"),
+  /** In which a guest must be ready after its start, or it is ended; "0" to wait for as long as it takes. */
+  boot_timeout: v.optional(duration(), "5m"),
+  /**
+   * The cgroup that holds those of all machines, empty to do without. A machine may use its memory and what QEMU needs
+   * itself: 96 MiB, 8 MiB a vcpu, 1/64 of its memory and without KVM 256 MiB; half a CPU more than its vcpus; 128 threads.
+   */
+  cgroup_parent: v.optional(v.pipe(v.string(), v.regex(/^[\w-]*$/, "use letters, digits, _ and -")), "dormouse"),
   max_concurrent_restores: v.optional(v.pipe(Whole, v.minValue(1), v.maxValue(1000)), 4),
   /** From which size the log of a console is rotated, and how many rotated files are kept. */
   log_max_size: v.optional(size({ min: 65_536 }), "8MB"),
@@ -54,7 +67,11 @@ export default definePlugin({
   commands: {
     "image-demo": {
       help: 'builds the image "demo" from packages of Debian, then exits',
-      run: ({ dataDir, log, signal }) => buildDemoImage(join(imagesFolder(dataDir), "demo"), { log, signal }),
+      alone: true,
+      run: async ({ dataDir, log, signal }) => {
+        await mkdir(dataDir, { recursive: true, mode: 0o700 }); // as the store would make it
+        await buildDemoImage(join(imagesFolder(dataDir), DEMO), { log, signal });
+      },
     },
   },
   async setup({ dataDir, log, hooks, use, find, defer }, { accel, run_as, ...options }) {
@@ -66,7 +83,7 @@ export default definePlugin({
       dataDir,
       network: find("network"),
       images,
-      accelerator: new Accelerator(accel, join(dataDir, "qemu", "accel.json"), log),
+      accelerator: new Accelerator(accel, join(dataDir, "qemu", "accel.json"), log, { owner }),
       log,
       options,
       owner,
@@ -81,7 +98,26 @@ export default definePlugin({
     // What becomes of an instance that cannot be restored: it stays asleep, or loses its memory and starts anew.
     const fallback = hypervisor.extend({ field: "restore_fallback", schema: v.picklist(["none", "start"]) });
     defer(() => fallback[Symbol.dispose]());
-    const instances = () => hypervisor.list().filter(({ driver }) => DRIVERS.some((name) => name === driver));
+    const [zstd, lz4] = await Promise.all([lacksCompression("zstd"), lacksCompression("lz4")]);
+    const means: Means = { zstd, lz4 };
+    const compression = hypervisor.extend({
+      field: "snapshot_policy",
+      code: "invalid_snapshot_policy",
+      schema: SnapshotPolicy,
+      normalise: (policy, instance) => normalise(policy, instance, means),
+    });
+    defer(() => compression[Symbol.dispose]());
+    const isOurs = ({ driver }: Instance) => DRIVERS.some((name) => name === driver);
+    hooks.on("instance:event", async ({ action, detail, instance: { id } }) => {
+      if (action !== "update" || !(detail.fields as string[]).includes("snapshot_policy")) return;
+      const instance = hypervisor.find(id);
+      if (!instance || !isOurs(instance)) return;
+      await fleet.turn(id, async ({ records }) => {
+        await records.amend({ plan: planOf(instance) });
+        putAway(fleet, instance);
+      });
+    });
+    const instances = () => hypervisor.list().filter(isOurs);
     if (api) imageRoutes(api, { images, instances });
     // After the registry has adopted what is its own.
     hooks.guard("host:ready", async () => {
@@ -103,17 +139,6 @@ async function ownerOf(run_as: string): Promise<Owner | null> {
 
 function lacking(programs: readonly string[]): string | null {
   if (process.platform !== "linux") return `it needs Linux, this is ${process.platform}`;
-  const folders = (process.env.PATH ?? "").split(":").filter(Boolean);
-  const missing = programs.find((name) => !folders.some((folder) => isProgram(join(folder, name))));
+  const missing = missingProgram(programs);
   return missing === undefined ? null : `program "${missing}" is not in PATH`;
-}
-
-function isProgram(file: string): boolean {
-  if (!existsSync(file)) return false;
-  try {
-    accessSync(file, constants.X_OK);
-    return true;
-  } catch {
-    return false; // somebody else's
-  }
 }

@@ -1,12 +1,14 @@
 import type { Instance } from "../../main.ts";
+import { delay } from "../shared/async.ts";
+import { formatDuration } from "../shared/duration.ts";
 import { messageOf } from "../shared/errors.ts";
 import { bootId } from "../shared/proc.ts";
+import { expand } from "./compress.ts";
 import type { Fleet } from "./fleet.ts";
 import type { Image } from "./images.ts";
 import { argumentsOf, type DriverName, type GuestNetwork, sizeOf } from "./machine.ts";
-import { isAtOnce, readinessOf, refresh, rewind, settleIn, untilReady } from "./ready.ts";
+import { bootDeadline, isAtOnce, type Readiness, readinessOf, refresh, rewind, settleIn, untilReady } from "./ready.ts";
 import type { Launch, Snapshot } from "./records.ts";
-import { syncMemory } from "./snapshot.ts";
 import { shutdown } from "./tasks.ts";
 import type { Link, Vm } from "./vm.ts";
 import { wire as attach } from "./wire.ts";
@@ -15,6 +17,8 @@ import { wire as attach } from "./wire.ts";
 const ASK_MS = 3_000;
 /** Milliseconds for a copy to take its own place before its restore is answered; it goes on after that. */
 const SETTLE_MS = 20_000;
+/** Milliseconds until a guest that could not be spoken with is spoken to again. */
+const RETRY_MS = 1_000;
 
 /** Brings the machines of one kind up: boots them, wakes them, and notices when their guests are ready. */
 export class Power {
@@ -39,7 +43,10 @@ export class Power {
     vm.records.clear();
     vm.records.blank(sizeOf(instance, image).bytes, owner);
     const network = await this.wire(instance);
-    await vm.start(this.launch(instance, image, { accel, network, shared: true }), image, { signal });
+    if (image.dhcp && network) await this.#fleet.dhcp.serve(instance);
+    const joins = this.#fleet.limits.prepare(instance.id, { ...sizeOf(instance, image), accel });
+    const wanted = this.launch(instance, image, { accel, network, shared: true });
+    await vm.start({ ...wanted, joins }, image, { signal });
   }
 
   /** What a machine is started with. */
@@ -64,12 +71,14 @@ export class Power {
       throw new Error("this machine was restarted before the guest's memory was on disk");
     }
     using _slot = await this.#fleet.restores.take(signal);
-    this.#fleet.unwatch(instance.id);
+    await this.#fleet.quiet(instance.id);
     records.make(owner);
     await this.wire(instance);
     const before = records.launch()!;
     const image = images.read(before.image);
-    if (snapshot.full) records.blank(before.memory.bytes, owner);
+    await this.serve(instance, image);
+    if (snapshot.compressed) await expand(records, { bytes: before.memory.bytes, owner, signal });
+    else if (snapshot.full) records.blank(before.memory.bytes, owner);
     else if (before.memory.shared) await records.separate(owner);
     const memory = { ...before.memory, shared: snapshot.full || before.memory.shared };
     const { args, accel, device } = before;
@@ -78,7 +87,9 @@ export class Power {
     const prepare = foreign && device !== null
       ? async ({ qmp }: Link) => void await qmp.execute("set_link", { name: "net", up: false })
       : undefined;
-    const wanted = { args, accel, device, memory, image: before.image };
+    const { vcpus } = sizeOf(instance, image);
+    const joins = this.#fleet.limits.prepare(instance.id, { vcpus, bytes: memory.bytes, accel });
+    const wanted = { args, accel, device, memory, image: before.image, joins };
     const link = await vm.start(wanted, image, { signal, incoming: true, ...(prepare && { prepare }) });
     if (foreign) {
       await this.#settle(vm, instance, AbortSignal.any([signal, AbortSignal.timeout(SETTLE_MS)])).catch((error) =>
@@ -107,17 +118,48 @@ export class Power {
       return "Running";
     }
     if (!this.#fleet.isWatched(id)) {
-      const { agent } = vm.link!;
-      this.#fleet.watch(id, async (signal) => {
-        // It is on no network before.
-        if (records.isMarked("foreign")) await this.#settle(vm, instance, signal);
-        await untilReady(readiness, agent, signal);
-        signal.throwIfAborted();
+      const late = bootDeadline(vm.link!.main, this.#fleet.context.options.boot_timeout);
+      this.#fleet.watch(id, async (gone) => {
+        const signal = AbortSignal.any([gone, late]);
+        const ready = await this.#waited(vm, instance, readiness, signal).catch(() => false);
+        if (gone.aborted) return;
+        if (!ready) return await this.#giveUp(instance, gone);
         records.mark("ready");
         this.#fleet.context.changed(id, "ready");
       });
     }
     return "Initializing";
+  }
+
+  /** Resolves once it is ready. @throws the signal's reason */
+  async #waited(vm: Vm, instance: Instance, readiness: Readiness, signal: AbortSignal): Promise<true> {
+    for (;;) {
+      try {
+        // It is on no network before.
+        if (vm.records.isMarked("foreign")) await this.#settle(vm, instance, signal);
+        await untilReady(readiness, vm.link!.agent, signal);
+        signal.throwIfAborted();
+        return true;
+      } catch (error) {
+        signal.throwIfAborted();
+        const [{ name }, reason] = [instance, messageOf(error)];
+        this.#fleet.context.log.warn("{name} is not ready yet: {reason}", { name, reason });
+        await delay(RETRY_MS, { signal });
+      }
+    }
+  }
+
+  /** Ends a machine that did not become ready in time: who restarts it finds out, and nobody waits for ever. */
+  async #giveUp({ id, name }: Instance, gone: AbortSignal): Promise<void> {
+    const { log, changed, options } = this.#fleet.context;
+    await this.#fleet.turn(id, async (vm) => {
+      if (gone.aborted || vm.records.isMarked("ready")) return;
+      const exit_message = `it was not ready within ${formatDuration(options.boot_timeout)}`;
+      log.warn("Ending {name}: {reason}", { name, reason: exit_message });
+      vm.records.end({ exit_code: null, exit_message });
+      await vm.end();
+      changed(id, "exit");
+    });
   }
 
   /** Asks a guest to end: by its agent, else by the power button, for not every guest has both. */
@@ -127,16 +169,6 @@ export class Power {
       if (asked) return;
     }
     await qmp.execute("system_powerdown");
-  }
-
-  /** Brings the memory to disk behind the scenes, unless it is there or what it held was lost with a start of before. */
-  makeDurable(id: string): void {
-    const snapshot = this.#fleet.vm(id).records.snapshot();
-    if (!snapshot || snapshot.durable || snapshot.boot !== bootId()) return;
-    this.#fleet.watch(id, async (signal) => {
-      await syncMemory(this.#fleet.vm(id).records);
-      if (!signal.aborted) await this.#fleet.turn(id, ({ records }) => records.markDurable());
-    });
   }
 
   /** Gives a copy a name, a place and random numbers of its own. */
@@ -150,6 +182,23 @@ export class Power {
   #warn({ name }: Instance, error: unknown): void {
     const reason = messageOf(error);
     this.#fleet.context.log.warn("{name} may have an old clock or old random numbers: {reason}", { name, reason });
+  }
+
+  /** Has it answered when it asks for its address, where it does that; it may run meanwhile. */
+  async serve(instance: Instance, { dhcp }: Image): Promise<void> {
+    const { network } = this.#fleet.context;
+    if (!dhcp || !instance.network.enabled || !network?.enabled) return;
+    await this.#fleet.dhcp.serve(instance, { patient: true });
+  }
+
+  /** {@linkcode Power.serve} for a machine that was there before this host; that its image is gone is its own trouble. */
+  async serveAgain(instance: Instance): Promise<void> {
+    try {
+      await this.serve(instance, this.image(instance));
+    } catch (error) {
+      const [{ name }, reason] = [instance, messageOf(error)];
+      this.#fleet.context.log.warn("{name} may be left without an address: {reason}", { name, reason });
+    }
   }
 
   /** Its cable; the same again where it has one. */

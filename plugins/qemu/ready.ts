@@ -1,6 +1,7 @@
 import type { Instance } from "../../main.ts";
 import { delay } from "../shared/async.ts";
 import { dialProbe } from "../shared/probe-ports.ts";
+import { processAge, type ProcessId } from "../shared/proc.ts";
 import type { Agent } from "./agent.ts";
 import type { Image } from "./images.ts";
 import type { GuestNetwork } from "./machine.ts";
@@ -10,6 +11,11 @@ import { identify, reseed, setClock } from "./tasks.ts";
 const RETRY_MS = 100;
 /** Milliseconds in which a guest is told after a restore what it could not notice, before it counts as running. */
 const FRESHEN_MS = 2_000;
+
+/** Milliseconds that a guest has at least to answer a host that has just found it: it may be ready for long. */
+const FOUND_MS = 10_000;
+/** Beyond it timers fire at once. */
+const LONGEST_MS = 2 ** 31 - 1;
 
 /** What has to answer before a guest counts as running. */
 export interface Readiness {
@@ -32,6 +38,18 @@ export function isAtOnce({ agent, port }: Readiness): boolean {
 export async function untilReady({ agent, port }: Readiness, guest: Agent, signal: AbortSignal): Promise<void> {
   if (agent) await guest.ready({ signal });
   while (port && !await answers(port.host, port.port, signal)) await delay(RETRY_MS, { signal });
+}
+
+/** Milliseconds that a machine started as `main` still has of its time to become ready; all that there are with 0. */
+export function timeLeft(main: ProcessId, timeout: number): number {
+  if (timeout === 0) return Infinity;
+  return Math.max(timeout - processAge(main), Math.min(timeout, FOUND_MS));
+}
+
+/** Aborts when that time is over. */
+export function bootDeadline(main: ProcessId, timeout: number): AbortSignal {
+  const left = timeLeft(main, timeout);
+  return left > LONGEST_MS ? new AbortController().signal : AbortSignal.timeout(Math.round(left));
 }
 
 async function answers(host: string, port: number, signal: AbortSignal): Promise<boolean> {

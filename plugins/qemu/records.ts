@@ -1,14 +1,12 @@
 import { randomBytes } from "node:crypto";
 import { chownSync, existsSync, linkSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
-import { rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
-import { type FileHandle, open, rename, rm } from "node:fs/promises";
+import { rmSync, truncateSync, writeFileSync } from "node:fs";
+import { open, rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { bootId, type ProcessId } from "../shared/proc.ts";
-import { run } from "../shared/run.ts";
 import type { Accel } from "./machine.ts";
-
-/** Milliseconds in which a memory is copied. */
-const COPY_MS = 300_000;
+import { Memory, syncFolder } from "./memory.ts";
+import type { CompressionPlan } from "./snapshot-policy.ts";
 
 /** A start of QEMU, as it is kept before it happens. */
 export interface Launch {
@@ -25,15 +23,24 @@ export interface Launch {
   readonly image: string;
   /** The host's end of its network; null where it has none. */
   readonly device: string | null;
+  /** Files of the cgroups that it is in; absent where it is in none. */
+  readonly joins?: readonly string[];
 }
 
 /** A device state that was written whole, and what it needs to be of use. */
 export interface Snapshot {
+  readonly id: string;
+  /** When it was made, in milliseconds since the epoch. */
+  readonly at: number;
   readonly boot: string;
   /** Whether the memory is on disk too, so that it outlives this start of the machine. */
   readonly durable: boolean;
   /** Whether the memory is in the state, and not in a file of its own. */
   readonly full: boolean;
+  /** Whether the memory is its compressed copy, whatever is in the file of the memory itself. */
+  readonly compressed: boolean;
+  /** Whether it is to be, how and when. */
+  readonly plan: CompressionPlan | null;
 }
 
 /** How a machine ended. */
@@ -54,18 +61,12 @@ export interface Owner {
  * The files of one instance. The folder is the host's: QEMU, which is not trusted, may write to those files in it that are
  * its own, and to the folder `run` of its sockets, but put no other in a file's place.
  */
-export class Records {
+export class Records extends Memory {
   readonly folder: string;
-  /** The memory. Forks of a sleeping machine have it too, by another name: with more than one it must not change. */
-  readonly ram: string;
-  /** The memory that this one was forked from, until it has its own. */
-  readonly base: string;
-
   /** `ramFolder` where the memory is kept elsewhere. */
   constructor(folder: string, ramFolder: string = folder) {
+    super(ramFolder);
     this.folder = folder;
-    this.ram = join(ramFolder, "ram");
-    this.base = join(ramFolder, "ram.base");
   }
 
   path(name: string): string {
@@ -99,14 +100,6 @@ export class Records {
     }
   }
 
-  /** Memory of zeros, in a file that nobody else has. */
-  blank(bytes: number, owner: Owner | null): void {
-    rmSync(this.ram, { force: true });
-    writeFileSync(this.ram, "", { mode: 0o600 });
-    truncateSync(this.ram, bytes);
-    if (owner) chownSync(this.ram, owner.uid, owner.gid);
-  }
-
   /** Nothing that tells of the run before. */
   clear(): void {
     for (
@@ -115,18 +108,20 @@ export class Records {
       rmSync(this.path(name), { force: true });
     }
     this.leaveBase();
+    this.tidy();
     truncateSync(this.path("exit"), 0);
-  }
-
-  /** Once it has all that it needs of the memory that it was forked from. */
-  leaveBase(): void {
-    rmSync(this.base, { force: true });
   }
 
   /** Frees the disk that the memory takes; forks keep it for themselves. */
   free(owner: Owner | null): void {
     this.leaveBase();
-    if ((statSync(this.ram, { throwIfNoEntry: false })?.size ?? 0) > 0) this.blank(0, owner);
+    this.tidy();
+    this.empty(owner);
+  }
+
+  /** Removes what is left of compressing the memory, or of the way back. Not while either is under way. */
+  tidy(): void {
+    this.removeMade({ keep: this.snapshot()?.compressed === true });
   }
 
   /** @throws where it is there and cannot be understood */
@@ -205,10 +200,12 @@ export class Records {
   }
 
   /** Makes what is in `state.tmp`, and on disk, the snapshot. */
-  async complete({ full }: { full: boolean }): Promise<void> {
-    await this.#persist("snapshot.json", { boot: bootId(), durable: full, full } satisfies Snapshot);
+  async complete({ full, plan }: Pick<Snapshot, "full" | "plan">): Promise<void> {
+    const [id, at] = [randomBytes(8).toString("hex"), Date.now()];
+    const snapshot: Snapshot = { id, at, boot: bootId(), durable: full, full, compressed: false, plan };
+    await this.#persist("snapshot.json", snapshot);
     await rename(this.path("state.tmp"), this.path("state"));
-    await this.#sync();
+    await syncFolder(this.folder);
   }
 
   /** Makes this the sleeping copy of another; its own memory it has when it is restored. */
@@ -219,30 +216,21 @@ export class Records {
     this.withdraw(await this.begin(launch));
     await this.#persist("snapshot.json", snapshot);
     linkSync(source.path("state"), this.path("state")); // which nobody ever changes
-    await this.#sync();
+    await syncFolder(this.folder);
   }
 
-  /** Gives it a memory that nobody else has a view of, before it changes. */
-  async separate(owner: Owner | null): Promise<void> {
-    if ((statSync(this.ram, { throwIfNoEntry: false })?.nlink ?? 0) < 2) return;
-    const copy = `${this.ram}.tmp`;
-    await rm(copy, { force: true });
-    await run("cp", ["--reflink=auto", "--sparse=always", this.ram, copy], { timeout: COPY_MS });
-    if (owner) chownSync(copy, owner.uid, owner.gid);
-    await rename(copy, this.ram);
-  }
-
-  /** Notes that the memory is on disk too, unless the snapshot has been spent meanwhile. */
-  async markDurable(): Promise<void> {
+  /** Notes what became of the memory, or is to, unless the snapshot has been spent meanwhile. */
+  async amend(change: Partial<Pick<Snapshot, "durable" | "compressed" | "plan">>): Promise<void> {
     const snapshot = this.snapshot();
-    if (snapshot) await this.#persist("snapshot.json", { ...snapshot, durable: true } satisfies Snapshot);
+    if (snapshot) await this.#persist("snapshot.json", { ...snapshot, ...change } satisfies Snapshot);
   }
 
   /** From here on nobody restores it: memory that ran on must never meet the device state of before. */
   async spend(): Promise<void> {
     if (existsSync(this.path("state"))) await rename(this.path("state"), this.path("state.spent"));
-    await this.#sync();
+    await syncFolder(this.folder);
     await rm(this.path("state.spent"), { force: true });
+    this.tidy();
   }
 
   erase(): void {
@@ -264,16 +252,6 @@ export class Records {
     await file.writeFile(JSON.stringify(value));
     await file.sync();
     await rename(unfinished, this.path(name));
-    await this.#sync();
-  }
-
-  async #sync(): Promise<void> {
-    let folder: FileHandle | undefined;
-    try {
-      folder = await open(this.folder, "r");
-      await folder.sync();
-    } finally {
-      await folder?.close();
-    }
+    await syncFolder(this.folder);
   }
 }

@@ -6,7 +6,7 @@ import { Agent } from "./agent.ts";
 import type { Image } from "./images.ts";
 import { connectQmp, lastLine, startQemu, untilDead } from "./launch.ts";
 import type { Qmp, QmpEvent } from "./qmp.ts";
-import type { Exit, Launch, Owner, Records } from "./records.ts";
+import type { Exit, Launch, Owner, Records, Snapshot } from "./records.ts";
 import { cancelSave, loadState, saveState } from "./snapshot.ts";
 import { within } from "./socket.ts";
 
@@ -184,11 +184,11 @@ export class Vm implements Disposable {
   }
 
   /**
-   * Writes the snapshot and ends QEMU.
+   * Writes the snapshot, with `plan` for its memory in it, and ends QEMU.
    *
    * @throws the signal's reason where it aborts before the end of QEMU began; then, as after any error, the machine runs
    */
-  async standby(signal: AbortSignal): Promise<void> {
+  async standby(plan: Snapshot["plan"], signal: AbortSignal): Promise<void> {
     const { records, owner } = this.#context;
     const { qmp, main, launch } = this.#running();
     const full = !launch.memory.shared;
@@ -197,7 +197,7 @@ export class Vm implements Disposable {
       await qmp.execute("stop");
       await saveState(qmp, records, owner, { full, signal });
       signal.throwIfAborted();
-      await records.complete({ full });
+      await records.complete({ full, plan });
       signal.throwIfAborted();
     } catch (error) {
       await records.spend();

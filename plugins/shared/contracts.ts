@@ -126,6 +126,13 @@ export interface WaitResult {
   timed_out: boolean;
 }
 
+/** What is to become of what one standby keeps, in the place of what the field `snapshot_policy` says. */
+export interface StandbyRequest {
+  compression?: { enabled: boolean; algorithm?: string; level?: number };
+  /** As Go has it. */
+  compression_delay?: string;
+}
+
 // What the API takes and gives.
 
 /** One HTTP request, after authentication and validation. */

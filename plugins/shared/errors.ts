@@ -22,6 +22,15 @@ export const ERRORS = {
   invalid_auto_standby: { status: 400, summary: "The auto_standby policy has a wrong value" },
   invalid_restart_policy: { status: 400, summary: "The restart_policy has a wrong value" },
   invalid_lazy: { status: 400, summary: "The lazy policy has a wrong value, or its driver has no standby" },
+  invalid_snapshot_policy: {
+    status: 400,
+    summary: "The snapshot_policy has a wrong value, or what it asks for cannot be done here",
+  },
+  invalid_snapshot_compression: {
+    status: 400,
+    summary: "The compression of one standby has a wrong value, or cannot be done here",
+  },
+  invalid_compression_delay: { status: 400, summary: "The compression_delay of one standby is not a duration" },
   invalid_image: { status: 400, summary: "The image's name is wrong, or its folder is not complete and sound" },
   feature_off: { status: 400, summary: "The field belongs to a plugin that is not turned on" },
   unknown_driver: { status: 400, summary: "No driver of that name is loaded" },

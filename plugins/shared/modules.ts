@@ -99,12 +99,18 @@ export function inOrder<L extends { plugin: Plugin }>(loaded: L[]): L[] {
   return [...ordered];
 }
 
-/** Of plugins in order, the one that has the command and those whose services it requires, in order too. */
+/**
+ * Of plugins in order, the one that has the command and those whose services it requires, in order too; no service where
+ * the command does its work alone, for a host that runs may hold what they need.
+ */
 export function neededFor<L extends { plugin: Plugin }>(loaded: L[], command: string): L[] {
   const wanted = new Set<string>();
   return loaded.toReversed().filter(({ plugin }) => {
-    const needed = plugin.commands?.[command] || plugin.provides?.some((service) => wanted.has(service));
-    if (needed) { for (const required of plugin.requires ?? []) wanted.add(required.replace(/\?$/, "")); }
+    const own = plugin.commands?.[command];
+    const needed = own || plugin.provides?.some((service) => wanted.has(service));
+    if (needed && !own?.alone) {
+      for (const required of plugin.requires ?? []) wanted.add(required.replace(/\?$/, ""));
+    }
     return needed;
   }).reverse();
 }

@@ -54,6 +54,12 @@ export function isAlive({ pid, started }: ProcessId): boolean {
   return stat !== undefined && stat.started === started && stat.state !== "Z" && stat.state !== "X";
 }
 
+/** Milliseconds since a process started, the time in which the machine was suspended included. */
+export function processAge({ started }: ProcessId): number {
+  const uptime = Number(readFileSync("/proc/uptime", "latin1").split(" ")[0]);
+  return (uptime - started / TICKS_PER_SECOND) * 1000;
+}
+
 /** Every process that can be seen. */
 export function processes(): ProcessStat[] {
   return readdirSync("/proc").flatMap((name) => {

@@ -50,8 +50,15 @@ test("every refusal is { code, message, details? } with the status of its code",
     ["a wrong state to list", 400, "invalid_request", "GET /instances?state=running"],
     ["a wrong number", 400, "invalid_request", "GET /instances/web/logs?tail=-1"],
     ["a wrong flag", 400, "invalid_request", "GET /instances/web/logs?follow=yes"],
-    ["a compressed standby", 400, "invalid_request", "POST /instances/web/standby", { compression: { enabled: true } }],
-    ["a bad compression delay", 400, "invalid_request", "POST /instances/web/standby", { compression_delay: "later" }],
+    ["a compressed standby of what cannot", 400, "feature_off", "POST /instances/web/standby", {
+      compression: { enabled: true },
+    }],
+    ["a bad compression", 400, "invalid_snapshot_compression", "POST /instances/web/standby", {
+      compression: { enabled: true, algorithm: "gzip" },
+    }],
+    ["a bad compression delay", 400, "invalid_compression_delay", "POST /instances/web/standby", {
+      compression_delay: "later",
+    }],
     ["an unknown event type", 400, "invalid_request", "GET /events?type=create,explode"],
     ["a wrong idempotency key", 400, "invalid_request", "POST /instances", BODY, { "Idempotency-Key": "a b" }],
     ["an unknown instance", 404, "not_found", "GET /instances/nobody"],

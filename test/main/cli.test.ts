@@ -111,11 +111,14 @@ describe("main() runs", () => {
       idle: `export default { setup() { console.log("idle is set up") } }`,
       sweeper: `export default { requires: ["x"], setup() { console.log("sweeper is set up") },
         commands: { sweep: { help: "", async run(host) { console.log("sweeps with " + host.use("x")) } },
-                    fail: { help: "", run() { throw new Error("no broom") } } } }`,
+                    fail: { help: "", run() { throw new Error("no broom") } },
+                    beside: { help: "", alone: true, run() { console.log("sweeps beside a host") } } } }`,
     };
     const file = project(t, plugins);
     const good = await runMain(t, ["--sweep", "--config", file]);
     assert.deepEqual([good.exitCode, good.stdout, good.stderr], [0, "sweeps with x of needed\nclosed", ""]);
+    const alone = await runMain(t, ["--beside", "--config", file]);
+    assert.deepEqual([alone.exitCode, alone.stdout, alone.stderr], [0, "sweeps beside a host", ""]);
     const bad = await runMain(t, ["--fail", "--config", file]);
     const message = 'dormouse: plugin_failed\nCannot run --fail of plugin "sweeper": no broom';
     assert.deepEqual([bad.exitCode, bad.stdout, bad.stderr], [1, "closed", message]);

@@ -82,16 +82,17 @@ for (const machine of ["microvm", "q35"] as const) {
       );
     },
   );
-
-  test(`a panic of the demo guest on ${machine} is told, and ends it`, { skip: skipGuest }, async (t) => {
-    const guest = await boot(t, { machine });
-    await using agent = new Agent(guest.agent);
-    await agent.ready({ signal: AbortSignal.timeout(60_000) });
-    const events: string[] = [];
-    using _qmp = await guest.qmp({ onEvent: ({ event, data }) => events.push([event, data.reason].join(" ")) });
-    const command = ["sh", "-c", "echo c >/proc/sysrq-trigger"];
-    await assert.rejects(execute(agent, { command, timeout_ms: 20_000, max_output: 0 }));
-    await guest.ended;
-    assert.deepEqual(events, ["GUEST_PANICKED ", "SHUTDOWN guest-panic"]);
-  });
 }
+
+// On a microvm the driver's own test sees it.
+test("a panic of the demo guest on q35 is told, and ends it", { skip: skipGuest }, async (t) => {
+  const guest = await boot(t, { machine: "q35" });
+  await using agent = new Agent(guest.agent);
+  await agent.ready({ signal: AbortSignal.timeout(60_000) });
+  const events: string[] = [];
+  using _qmp = await guest.qmp({ onEvent: ({ event, data }) => events.push([event, data.reason].join(" ")) });
+  const command = ["sh", "-c", "echo c >/proc/sysrq-trigger"];
+  await assert.rejects(execute(agent, { command, timeout_ms: 20_000, max_output: 0 }));
+  await guest.ended;
+  assert.deepEqual(events, ["GUEST_PANICKED ", "SHUTDOWN guest-panic"]);
+});

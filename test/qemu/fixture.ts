@@ -19,6 +19,8 @@ import { cleanup, temporaryFolder } from "../helpers.ts";
 const OPTIONS: FleetOptions = {
   grace: 15_000,
   start_timeout: 30_000,
+  boot_timeout: 300_000,
+  cgroup_parent: "dormouse-test",
   max_concurrent_restores: 4,
   ram_dir: "",
   log_max_size: 1 << 20,
@@ -79,6 +81,12 @@ export class QemuFixture implements DriverFixture {
       for (const resolve of this.#waiting.get(id)?.splice(0) ?? []) resolve();
     });
     return new QemuDriver(this.#name, this.fleet);
+  }
+
+  /** Lets go of everything, as for a host that is another process. */
+  async close(): Promise<void> {
+    await this.fleet?.[Symbol.asyncDispose]();
+    this.fleet = undefined;
   }
 
   counting = () => this.instance(COUNTING);

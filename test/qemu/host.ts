@@ -1,5 +1,5 @@
 // A host with nothing but the driver, to be killed at any moment: takes one instance through its life again and again, and
-// says what it is about to do. Arguments: the data_dir, the instance as JSON.
+// says what it is about to do. Arguments: the data_dir, the instance as JSON, the steps where it is not to be all of them.
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import type { Instance } from "../../main.ts";
@@ -7,7 +7,7 @@ import { fleetOf } from "./fixture.ts";
 import { QemuDriver } from "../../plugins/qemu/driver.ts";
 import { until } from "../helpers.ts";
 
-const [dataDir, json] = process.argv.slice(2);
+const [dataDir, json, only] = process.argv.slice(2);
 const instance: Instance = JSON.parse(json);
 const fleet = fleetOf(dataDir);
 const driver = new QemuDriver("qemu-microvm", fleet);
@@ -21,7 +21,7 @@ const steps: [string, () => Promise<unknown>][] = [
   ["delete", () => driver.delete(instance)],
 ];
 for (;;) {
-  for (const [name, step] of steps) {
+  for (const [name, step] of steps.filter(([name]) => !only || only.split(",").includes(name))) {
     console.log(name);
     await step();
     if (name !== "start") continue;

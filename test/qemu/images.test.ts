@@ -1,10 +1,12 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { DormouseError, type ErrorCode } from "../../main.ts";
+import { getLogger } from "@logtape/logtape";
+import { DormouseError, type ErrorCode, type Host } from "../../main.ts";
 import { Images } from "../../plugins/qemu/images.ts";
+import qemu from "../../plugins/qemu/mod.ts";
 import { temporaryFolder } from "../helpers.ts";
 
 /** The begin of a Linux kernel, as far as anybody looks. */
@@ -59,6 +61,7 @@ test("Images.read() says what is wrong with an image before anything is made of 
     assert.throws(() => images.read(name), refused("invalid_image", /expected a name or an absolute path/), name);
   }
   assert.throws(() => images.read("nothing"), refused("image_not_found", /No image "nothing"/));
+  assert.throws(() => images.read("demo"), refused("image_not_found", /"deno task image:demo" builds it$/));
   assert.throws(() => images.read("/no/such/folder"), refused("image_not_found", /No image/));
 });
 
@@ -78,4 +81,12 @@ test("Images.add() copies what can be used, under a name that is free, and remov
   await assert.rejects(images.remove("one"), refused("image_not_found", /No image/));
   mkdirSync(folder, { recursive: true });
   assert.deepEqual(readdirSync(folder), []);
+});
+
+test("the command image-demo makes a data_dir that is its owner's alone", async (t) => {
+  const dataDir = join(temporaryFolder(t), "data");
+  const host = { dataDir, log: getLogger("dormouse-test"), signal: AbortSignal.abort(new Error("enough")) } as Host;
+  await assert.rejects(async () => qemu.commands!["image-demo"].run(host, {} as never));
+  assert.equal(statSync(dataDir).mode & 0o777, 0o700);
+  assert.deepEqual(new Images(join(dataDir, "images")).names(), []);
 });

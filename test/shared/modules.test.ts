@@ -144,4 +144,6 @@ it("neededFor() keeps what the command's plugin requires, directly or not, in or
   );
   assert.equal(names(neededFor(all, "purge")), "store registry net");
   assert.equal(names(neededFor(all, "other")), "");
+  Object.assign(all.find(({ plugin }) => plugin.name === "net")!.plugin.commands!.purge, { alone: true });
+  assert.equal(names(neededFor(all, "purge")), "net");
 });

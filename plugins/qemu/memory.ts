@@ -1,0 +1,79 @@
+import { chownSync, existsSync, readdirSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { open, rename, rm } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { run } from "../shared/run.ts";
+import type { Owner } from "./records.ts";
+
+/** Milliseconds in which a memory is copied. */
+const COPY_MS = 300_000;
+/** What is made of a memory: itself compressed, and what either way is not complete yet. */
+const MADE_OF_RAM = /^ram\.(?:tmp|zst|zst\.[0-9a-f]+|raw\.[0-9a-f]+)$/;
+
+/** The files of one machine's memory. */
+export class Memory {
+  /** The memory. Forks of a sleeping machine have it too, by another name: with more than one it must not change. */
+  readonly ram: string;
+  /** The memory that this one was forked from, until it has its own. */
+  readonly base: string;
+  /** The memory of a machine that sleeps, by whichever algorithm; of use only where the snapshot says so. */
+  readonly compressed: string;
+
+  constructor(folder: string) {
+    this.ram = join(folder, "ram");
+    this.base = join(folder, "ram.base");
+    this.compressed = join(folder, "ram.zst");
+  }
+
+  /** Memory of zeros, in a file that nobody else has. */
+  blank(bytes: number, owner: Owner | null): void {
+    rmSync(this.ram, { force: true });
+    writeFileSync(this.ram, "", { mode: 0o600 });
+    truncateSync(this.ram, bytes);
+    if (owner) chownSync(this.ram, owner.uid, owner.gid);
+  }
+
+  /** Frees what the file of the memory takes. */
+  empty(owner: Owner | null): void {
+    if ((statSync(this.ram, { throwIfNoEntry: false })?.size ?? 0) > 0) this.blank(0, owner);
+  }
+
+  /** Once it has all that it needs of the memory that it was forked from. */
+  leaveBase(): void {
+    rmSync(this.base, { force: true });
+  }
+
+  /** Whether it is a view of another's memory. */
+  isForked(): boolean {
+    return existsSync(this.base);
+  }
+
+  /** Whether forks have the memory too. */
+  isShared(): boolean {
+    return (statSync(this.ram, { throwIfNoEntry: false })?.nlink ?? 0) > 1;
+  }
+
+  /** Gives it a memory that nobody else has a view of, before it changes. */
+  async separate(owner: Owner | null): Promise<void> {
+    if (!this.isShared()) return;
+    const copy = `${this.ram}.tmp`;
+    await rm(copy, { force: true });
+    await run("cp", ["--reflink=auto", "--sparse=always", this.ram, copy], { timeout: COPY_MS });
+    if (owner) chownSync(copy, owner.uid, owner.gid);
+    await rename(copy, this.ram);
+  }
+
+  /** Removes what was made of the memory and not completed, and its compressed copy unless that is the memory now. */
+  removeMade({ keep }: { keep: boolean }): void {
+    const folder = dirname(this.ram);
+    const kept = keep ? basename(this.compressed) : undefined;
+    for (const name of existsSync(folder) ? readdirSync(folder) : []) {
+      if (MADE_OF_RAM.test(name) && name !== kept) rmSync(join(folder, name), { force: true });
+    }
+  }
+}
+
+/** Resolves when the names in a folder are on disk. */
+export async function syncFolder(path: string): Promise<void> {
+  await using folder = await open(path, "r");
+  await folder.sync();
+}

@@ -1,0 +1,19 @@
+import { accessSync, constants, existsSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+
+/** The first of these programs that is not in PATH. */
+export function missingProgram(programs: readonly string[]): string | undefined {
+  const folders = (process.env.PATH ?? "").split(":").filter(Boolean);
+  return programs.find((name) => !folders.some((folder) => isProgram(join(folder, name))));
+}
+
+function isProgram(file: string): boolean {
+  if (!existsSync(file)) return false;
+  try {
+    accessSync(file, constants.X_OK);
+    return true;
+  } catch {
+    return false; // somebody else's
+  }
+}

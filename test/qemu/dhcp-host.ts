@@ -1,0 +1,142 @@
+// Run by dhcp.vm.ts in a network of its own: the real main.ts and the real dnsmasq, for real machines.
+import assert from "node:assert/strict";
+import { existsSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import process from "node:process";
+import { test, type TestContext } from "node:test";
+import { parse, stringify } from "smol-toml";
+import { isAlive, type ProcessId, signalProcess } from "../../plugins/shared/proc.ts";
+import { run } from "../../plugins/shared/run.ts";
+import { cleanup, runMain, temporaryFolder, until } from "../helpers.ts";
+import { freePort } from "../wake/world.ts";
+import type { Report } from "./guest.ts";
+
+const [BRIDGE, GATEWAY] = ["dmqemu1", "10.132.0.1"];
+
+interface Shown {
+  id: string;
+  state: string;
+  network: { ip: string; mac: string };
+}
+
+/** The image `demo` as one that asks for its address. */
+async function askingImage(folder: string): Promise<string> {
+  const [demo, asking] = [process.env.DORMOUSE_TEST_IMAGE!, join(folder, "asking")];
+  await mkdir(asking);
+  for (const file of ["vmlinuz", "initrd.img", "disk.raw"]) symlinkSync(join(demo, file), join(asking, file));
+  const description = parse(readFileSync(join(demo, "image.toml"), "utf8"));
+  writeFileSync(join(asking, "image.toml"), stringify({ ...description, dhcp: true }));
+  return asking;
+}
+
+/** A host that tests start and end, and its API. */
+function hostOf(t: TestContext, folder: string, port: number) {
+  const config = join(folder, "config.toml");
+  const plugins = {
+    store: {},
+    network: { bridge: BRIDGE, subnet: "10.132.0.0/24" },
+    hypervisor: { default_driver: "qemu-microvm" },
+    qemu: { accel: "tcg", cgroup_parent: "dormouse-test" },
+    api: { listen: `127.0.0.1:${port}` },
+  };
+  writeFileSync(config, stringify({ data_dir: "data", host: { log_level: "warning" }, plugins }));
+  let child: ReturnType<typeof runMain> | undefined;
+  const host = {
+    async start() {
+      const mine = child = runMain(t, ["--config", config]);
+      cleanup(t).defer(async () => {
+        if (child !== mine) return;
+        for (const { id } of await host.call<Shown[]>("GET", "")) await host.call("DELETE", `/${id}`);
+        await host.end("SIGTERM");
+      });
+      const answers = () => fetch(`http://127.0.0.1:${port}/health`).then((r) => r.ok, () => false);
+      await until("the host answers", answers, 30_000);
+    },
+    async end(signal: NodeJS.Signals) {
+      const mine = child;
+      child = undefined;
+      mine?.kill(signal);
+      await mine;
+    },
+    async call<T>(method: string, path: string, body?: unknown): Promise<T> {
+      const response = await fetch(`http://127.0.0.1:${port}/instances${path}`, {
+        method,
+        headers: { "content-type": "application/json", connection: "close" },
+        ...(body !== undefined && { body: JSON.stringify(body) }),
+      });
+      const text = await response.text();
+      assert.ok(response.ok, `${method} ${path}: ${response.status} ${text}`);
+      return (text && JSON.parse(text)) as T;
+    },
+    async runs(name: string): Promise<string> {
+      const waited = await host.call<Shown>("GET", `/${name}/wait?state=Running&timeout=60s`);
+      const { id } = await host.call<Shown>("GET", `/${name}`);
+      const log = readFileSync(join(folder, "data", "qemu", "instances", id, "serial.log"), "latin1");
+      assert.equal(waited.state, "Running", log);
+      return log;
+    },
+    dnsmasq(): ProcessId | undefined {
+      const file = join(folder, "data", "qemu", "dnsmasq.json");
+      return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : undefined;
+    },
+  };
+  return host;
+}
+
+async function report(address: string): Promise<Report> {
+  const response = await fetch(`http://${address}/`, { headers: { connection: "close" } });
+  return await response.json();
+}
+
+test("machines that ask for their address get the one that the API tells", async (t) => {
+  const folder = temporaryFolder(t);
+  const image = await askingImage(folder);
+  const host = hostOf(t, folder, await freePort());
+  await host.start();
+  assert.equal(host.dnsmasq(), undefined, "nobody needs one yet");
+  const web = await host.call<Shown>("POST", "", { name: "web", image });
+  const address = (log: string) => log.match(/has the address (\S+?)\r?$/m)?.[1];
+  assert.equal(address(await host.runs("web")), `${web.network.ip}/24`);
+  assert.deepEqual((await report(web.network.ip)).hostname, "web");
+  const { stdout } = await host.call<{ stdout: string }>("POST", "/web/exec", { command: ["ip", "route"] });
+  assert.match(stdout, new RegExp(`^default via ${GATEWAY} `, "m"));
+  assert.match(await run("ip", ["neigh", "show", web.network.ip, "dev", BRIDGE]), /PERMANENT/);
+
+  // A copy of one that runs is told by its agent, and asks itself when it boots.
+  const copy = await host.call<Shown>("POST", "/web/fork", {
+    name: "copy",
+    from_running: true,
+    target_state: "Running",
+  });
+  assert.notEqual(copy.network.ip, web.network.ip);
+  assert.equal((await report(copy.network.ip)).hostname, "copy");
+
+  // One that dies is followed by another, and no host leaves one behind.
+  const first = host.dnsmasq()!;
+  assert.ok(isAlive(first));
+  assert.match(readFileSync(`/proc/${first.pid}/status`, "latin1"), /^Uid:\t65534\t65534\t65534\t65534$/m);
+  signalProcess(first.pid, "SIGKILL");
+  let second = first;
+  await until("there is another one", () => (second = host.dnsmasq() ?? first).pid !== first.pid && isAlive(second));
+  await host.end("SIGKILL");
+  await until("it died with its host", () => !isAlive(second));
+  await host.start();
+  const third = host.dnsmasq()!;
+  assert.ok(third.pid !== second.pid && isAlive(third));
+  assert.equal((await report(web.network.ip)).requests, 2);
+
+  await host.call("POST", "/copy/stop");
+  await host.call("POST", "/copy/start", {});
+  assert.equal(address(await host.runs("copy")), `${copy.network.ip}/24`);
+  assert.deepEqual((await report(copy.network.ip)).hostname, "copy");
+
+  assert.ok(isAlive(third));
+  await host.end("SIGTERM");
+  assert.ok(!isAlive(third));
+  assert.equal(host.dnsmasq(), undefined);
+  await host.start();
+  assert.ok(isAlive(host.dnsmasq()!));
+  for (const name of ["web", "copy"]) await host.call("DELETE", `/${name}`);
+  assert.equal(host.dnsmasq(), undefined, "nobody needs one any more");
+});
