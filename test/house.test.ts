@@ -117,3 +117,9 @@ it("no file names a package registry or a path of somebody's machine", () => {
   }
   assert.deepEqual(found, []);
 });
+
+it("no test changes its process, in which others run at the same time", () => {
+  const changes = /\bprocess\.(?:env(?:\.\w+|\[[^\]]+\]) = |chdir\(|umask\([^)])/;
+  const changed = codeOf("test").filter((path) => path.endsWith(".test.ts") && changes.test(bare(read(path))));
+  assert.deepEqual(changed, []);
+});

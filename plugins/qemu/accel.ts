@@ -16,6 +16,8 @@ import type { Owner } from "./records.ts";
 const PROBE_MS = 15_000;
 /** Milliseconds more for what was killed to be gone. */
 const DEATH_MS = 5_000;
+/** Milliseconds for which it is believed that guests hang. */
+const HUNG_MS = 86_400_000;
 /** Characters of what QEMU said. */
 const MAX_REASON = 500;
 
@@ -30,7 +32,13 @@ const ARGUMENTS = [
 const OPEN = 'ulimit -c 0 && exec 3<"$1" && shift && exec "$@"';
 
 /** An answer, and what it holds for. */
-const Kept = v.object({ where: v.string(), accel: v.picklist(["kvm", "tcg"]), reason: v.nullable(v.string()) });
+const Kept = v.object({
+  where: v.string(),
+  /** Milliseconds since the epoch. */
+  at: v.number(),
+  accel: v.picklist(["kvm", "tcg"]),
+  reason: v.nullable(v.string()),
+});
 type Kept = v.InferOutput<typeof Kept>;
 
 export interface AcceleratorOptions {
@@ -39,6 +47,8 @@ export interface AcceleratorOptions {
   /** Milliseconds for the guest, in whole seconds. */
   timeout?: number;
   device?: string;
+  /** The program, in PATH or by its own. */
+  qemu?: string;
 }
 
 /**
@@ -58,7 +68,7 @@ export class Accelerator {
     this.#wanted = wanted;
     this.#file = file;
     this.#log = log;
-    this.#options = { owner: null, timeout: PROBE_MS, device: "/dev/kvm", ...options };
+    this.#options = { owner: null, timeout: PROBE_MS, device: "/dev/kvm", qemu: "qemu-system-x86_64", ...options };
   }
 
   /** Where nobody has booted a guest yet, by booting this image's kernel. */
@@ -68,15 +78,15 @@ export class Accelerator {
   }
 
   async #find({ kernel }: Pick<Image, "kernel">): Promise<Accel> {
-    const { owner, timeout, device } = this.#options;
+    const { device, timeout } = this.#options;
     const lacking = lacksKvm(device);
-    const where = await describeMachine(owner);
+    const where = await describeMachine(this.#options);
     const kept = lacking === null ? this.#kept(where) : undefined;
     const began = performance.now();
-    const reason = lacking ?? (kept ? kept.reason : await probe(kernel, owner, timeout));
+    const reason = lacking ?? (kept ? kept.reason : await probe(kernel, this.#options));
     const accel = reason === null ? "kvm" : "tcg";
     const late = performance.now() - began >= timeout;
-    if (!kept && (reason === null || late)) this.#keep({ where, accel, reason });
+    if (!kept && (reason === null || late)) this.#keep({ where, at: Date.now(), accel, reason });
     if (reason !== null) {
       const note = kept || late ? `${reason} (remembered in ${this.#file})` : reason;
       this.#log.warn("Machines are emulated, which is slow: {reason}", { reason: note });
@@ -89,7 +99,9 @@ export class Accelerator {
     if (!existsSync(this.#file)) return undefined;
     try {
       const kept = v.parse(Kept, JSON.parse(readFileSync(this.#file, "utf8")));
-      return kept.where === where ? kept : undefined;
+      // That a guest hangs may be this image's own doing: it is tried again some day.
+      const good = kept.accel === "kvm" || Date.now() - kept.at < HUNG_MS;
+      return kept.where === where && good ? kept : undefined;
     } catch (error) {
       this.#log.warn("Cannot use {file}: {reason}", { file: this.#file, reason: messageOf(error) });
       return undefined;
@@ -118,19 +130,22 @@ function lacksKvm(device: string): string | null {
 }
 
 /** What an answer depends on. */
-async function describeMachine(owner: Owner | null): Promise<string> {
-  const version = await run("qemu-system-x86_64", ["--version"]).catch(messageOf);
+async function describeMachine({ owner, qemu }: Required<AcceleratorOptions>): Promise<string> {
+  const version = await run(qemu, ["--version"]).catch(messageOf);
   const user = owner?.uid ?? process.getuid?.();
   return [release(), version.split("\n")[0], cpus()[0]?.model, `user ${user}`].join("; ");
 }
 
 /** Why a kernel does not run under KVM, or null: without a root it panics, which ends QEMU. */
-async function probe(kernel: string, owner: Owner | null, ms: number): Promise<string | null> {
+async function probe(
+  kernel: string,
+  { owner, timeout: ms, qemu }: Required<AcceleratorOptions>,
+): Promise<string | null> {
   const began = performance.now();
   // By a program of its own, which ends a guest that hangs also where this host is gone by then.
   const bounded = ["timeout", "-s", "KILL", String(Math.ceil(ms / 1000))];
-  const qemu = [...lowered(owner, { args: ARGUMENTS, device: null }), "qemu-system-x86_64", ...ARGUMENTS];
-  const args = ["-c", OPEN, "dormouse-probe", kernel, ...bounded, ...qemu];
+  const command = [...lowered(owner, { args: ARGUMENTS, device: null }), qemu, ...ARGUMENTS];
+  const args = ["-c", OPEN, "dormouse-probe", kernel, ...bounded, ...command];
   try {
     // A process that the kernel itself does not let go of is not waited for.
     await deadline(run("/bin/sh", args, { timeout: ms + DEATH_MS }), ms + 2 * DEATH_MS, "Booting a guest");

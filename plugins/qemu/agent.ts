@@ -104,6 +104,13 @@ export class Agent implements AsyncDisposable {
     });
   }
 
+  /** Resolves once the agent has been found, at once where it was before. @throws as `call` */
+  async synchronise({ signal, timeout = 5_000 }: CallOptions = {}): Promise<void> {
+    const end = performance.now() + timeout;
+    const what = "The guest agent's synchronisation";
+    await this.#inTurn(end, what, signal, () => this.#synchronised(end, what, signal));
+  }
+
   /** Resolves once the agent has answered. @throws as `call` */
   async ping(options: CallOptions = {}): Promise<void> {
     await this.call("guest-ping", {}, options);

@@ -30,10 +30,13 @@ const BOUND = ["setpriv", "--pdeathsig", "KILL", "--"];
 /** After everybody else who wants the processor or the disk; not only when nobody does, for it could not even end then. */
 const LOWLY = ["nice", "-n", "19", "ionice", "-c", "2", "-n", "7"];
 
-/** Why an algorithm cannot be used on this machine, or null. */
-export async function lacksCompression(algorithm: Compression["algorithm"]): Promise<string | null> {
+/** Why an algorithm cannot be used on this machine, or null; `env` is added to this process's own. */
+export async function lacksCompression(
+  algorithm: Compression["algorithm"],
+  env: Record<string, string> = {},
+): Promise<string | null> {
   try {
-    await run(BOUND[0], [...BOUND.slice(1), ...LOWLY, ...zstd({ algorithm, level: 1 })]);
+    await run(BOUND[0], [...BOUND.slice(1), ...LOWLY, ...zstd({ algorithm, level: 1 })], { env });
     return null;
   } catch (error) {
     if (!(error instanceof CommandError)) throw error;

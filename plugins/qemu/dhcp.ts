@@ -114,10 +114,10 @@ export class Dhcp implements AsyncDisposable {
   /** Of a host that was killed, should it be there still. */
   async #endOther(): Promise<void> {
     if (!existsSync(this.#pid)) return;
-    const { boot, ...main }: ProcessId & { boot: string } = JSON.parse(readFileSync(this.#pid, "utf8"));
-    if (boot === bootId() && isAlive(main)) {
-      signalProcess(main.pid, "SIGKILL");
-      await untilDead(main);
+    const other = readOther(this.#pid);
+    if (other?.boot === bootId() && isAlive(other)) {
+      signalProcess(other.pid, "SIGKILL");
+      await untilDead(other);
     }
     rmSync(this.#pid, { force: true });
   }
@@ -148,5 +148,15 @@ export class Dhcp implements AsyncDisposable {
   #warn(error: unknown): void {
     const reason = messageOf(error);
     this.#options.log.warn("No dnsmasq for machines that ask for their address; trying again: {reason}", { reason });
+  }
+}
+
+/** Nothing where it is not whole, as a loss of power may leave it: that ended the process too. */
+function readOther(file: string): ProcessId & { boot: string } | undefined {
+  try {
+    return JSON.parse(readFileSync(file, "utf8"));
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
   }
 }

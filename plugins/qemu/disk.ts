@@ -1,7 +1,8 @@
 import { existsSync } from "node:fs";
 import { rename, rm } from "node:fs/promises";
+import { DormouseError } from "../../main.ts";
 import { run } from "../shared/run.ts";
-import { parseSize } from "../shared/size.ts";
+import { formatSize, parseSize } from "../shared/size.ts";
 import type { Image } from "./images.ts";
 
 /** Milliseconds in which a layer is copied. */
@@ -25,6 +26,21 @@ export async function makeOverlay(
     ...(bytes === undefined ? [] : [String(bytes)]),
   ]);
   await rename(unfinished, file);
+}
+
+/**
+ * A disk that ends before its image's would cut off what is on that one.
+ *
+ * @throws {DormouseError} `invalid_size`
+ */
+export async function refuseSmaller({ file, format }: NonNullable<Image["disk"]>, size?: string | boolean) {
+  const bytes = typeof size === "string" ? parseSize(size) : undefined;
+  if (bytes === undefined) return;
+  const info = JSON.parse(await run("qemu-img", ["info", "--output=json", "-U", "-f", format, file]));
+  const least: number = info["virtual-size"];
+  if (bytes >= least) return;
+  const message = `Wrong value of "overlay_size": the disk of its image has ${formatSize(least)}`;
+  throw new DormouseError("invalid_size", message, { details: { field: "overlay_size" } });
 }
 
 /** Copies the layer of a machine that does not run, sharing its blocks where the file system can. */

@@ -5,8 +5,8 @@ import { messageOf } from "../shared/errors.ts";
 import { formatSize } from "../shared/size.ts";
 import { putAway } from "./asleep.ts";
 import { keepExpanded } from "./compress.ts";
-import { copyOverlay, makeOverlay } from "./disk.ts";
-import { execute } from "./exec.ts";
+import { copyOverlay, makeOverlay, refuseSmaller } from "./disk.ts";
+import { execute, orFailed } from "./exec.ts";
 import type { Fleet } from "./fleet.ts";
 import { type DriverName, type GuestNetwork, kernelCommandLine, sizeOf } from "./machine.ts";
 import type { Exit } from "./records.ts";
@@ -14,13 +14,14 @@ import { planOf } from "./snapshot-policy.ts";
 import { statsOf } from "./stats.ts";
 import { stat } from "./tasks.ts";
 import { Power } from "./power.ts";
-import { missingProgram } from "./programs.ts";
 import type { Link, Vm } from "./vm.ts";
 
 /** That images need which ask for their address. */
 const DHCP_PROGRAMS = ["dnsmasq", "setpriv"];
 /** Bytes without which no kernel gets anywhere. */
 const MIN_MEMORY = 32 * 1024 * 1024;
+/** What QEMU gives a machine without an interrupt controller of the host's kernel. */
+const MAX_VCPUS = 255;
 
 /** Milliseconds in which a compressed memory is written out for a fork. */
 const EXPAND_MS = 600_000;
@@ -57,13 +58,18 @@ export class QemuDriver implements Driver {
     if (instance.run_as !== null) {
       throw new DormouseError("invalid_request", `Wrong value of "run_as": a machine has users of its own`);
     }
-    if (sizeOf(instance, image).bytes < MIN_MEMORY) {
+    const { vcpus, bytes } = sizeOf(instance, image);
+    if (vcpus > MAX_VCPUS) {
+      throw new DormouseError("invalid_request", `Wrong value of "vcpus": a machine has at most ${MAX_VCPUS}`);
+    }
+    if (bytes < MIN_MEMORY) {
       throw new DormouseError(
         "invalid_size",
         `Wrong value of "size": a machine has at least ${formatSize(MIN_MEMORY)}`,
       );
     }
-    const missing = image.dhcp && instance.network.enabled ? missingProgram(DHCP_PROGRAMS) : undefined;
+    if (image.disk) await refuseSmaller(image.disk, instance.hints.overlay_size);
+    const missing = image.dhcp && instance.network.enabled ? this.#fleet.context.missing(DHCP_PROGRAMS) : undefined;
     if (missing !== undefined) {
       const reason = `it asks for its address by DHCP, and program "${missing}" is not in PATH`;
       throw new DormouseError("invalid_request", `Wrong value of "image": ${reason}`);
@@ -96,7 +102,7 @@ export class QemuDriver implements Driver {
     const { id } = instance;
     return await this.#fleet.turn(id, async (vm) => {
       await this.#fleet.quiet(id);
-      this.#fleet.logs.unwatch(id);
+      this.#fleet.unwatchLogs(id);
       const ready = vm.records.isMarked("ready");
       const ask = (link: Link) => this.#power.ask(link, instance, ready);
       const exit = await vm.stop(ask, this.#fleet.context.options.grace, signal);
@@ -158,7 +164,7 @@ export class QemuDriver implements Driver {
       if (state !== "Running") throw new Error(`it is ${state}`);
       this.#fleet.unwatch(id);
       await vm.standby(planOf(instance), signal);
-      this.#fleet.logs.unwatch(id);
+      this.#fleet.unwatchLogs(id);
       putAway(this.#fleet, instance);
     });
   }
@@ -204,11 +210,12 @@ export class QemuDriver implements Driver {
     const { agent } = await this.#guest(instance, "exec in");
     const env = { ...instance.env, ...request.env };
     const working_dir = request.working_dir ?? instance.working_dir;
-    return await execute(agent, {
+    const work = execute(agent, {
       ...request,
       ...(Object.keys(env).length > 0 && { env }),
       ...(working_dir !== null && { working_dir }),
     });
+    return await orFailed(work, `exec in instance "${instance.name}"`, request.signal);
   }
 
   async stats({ id, name }: Instance): Promise<Stats> {
@@ -219,7 +226,7 @@ export class QemuDriver implements Driver {
 
   async stat(instance: Instance, path: string, follow: boolean): Promise<PathInfo> {
     const { agent } = await this.#guest(instance, "look into");
-    return await stat(agent, path, follow);
+    return await orFailed(stat(agent, path, follow), `look into instance "${instance.name}"`);
   }
 
   /** @throws {DormouseError} `log_not_found`, at once and not with the first line */

@@ -1,6 +1,7 @@
 import { Buffer } from "node:buffer";
-import type { ExecRequest, ExecResult } from "../../main.ts";
+import { DormouseError, type ExecRequest, type ExecResult } from "../../main.ts";
 import { delay } from "../shared/async.ts";
+import { messageOf } from "../shared/errors.ts";
 import { type Agent, AgentError } from "./agent.ts";
 
 export interface GuestExecRequest extends ExecRequest {
@@ -74,6 +75,16 @@ export async function execute(agent: Agent, request: GuestExecRequest): Promise<
     timed_out,
     truncated: [stdout.cut, stderr.cut, status["out-truncated"], status["err-truncated"]].includes(true),
   };
+}
+
+/** What a guest or its agent fails in, told as such. @throws {DormouseError} `driver_failed`; the signal's reason */
+export async function orFailed<T>(work: Promise<T>, what: string, signal?: AbortSignal): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    if (signal?.aborted || error instanceof DormouseError) throw error;
+    throw new DormouseError("driver_failed", `Cannot ${what}: ${messageOf(error)}`, { cause: error });
+  }
 }
 
 async function start(agent: Agent, request: GuestExecRequest): Promise<number> {

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readdirSync } from "node:fs";
+import { mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Logger } from "@logtape/logtape";
 import type { Network } from "../../main.ts";
@@ -39,6 +39,8 @@ export interface FleetContext {
   readonly owner: Owner | null;
   /** Why no machine can run here, or null. */
   readonly lacking: string | null;
+  /** The first of these programs that this machine lacks. */
+  missing(programs: readonly string[]): string | undefined;
   /** Told that an instance should be looked at. */
   changed(id: string, cause: string): void;
 }
@@ -125,6 +127,21 @@ export class Fleet implements AsyncDisposable {
     await this.compressor.ended(id);
   }
 
+  /** Bounds what a guest can have written: its console, what QEMU says of it, and what is to be its exit code. */
+  watchLogs(id: string): void {
+    const { records } = this.vm(id);
+    const files = [records.log, records.qemuLog, records.path("exit")];
+    for (const [i, log] of logsOf(id).entries()) {
+      this.logs.of(log, files[i]);
+      this.logs.watch(log);
+    }
+  }
+
+  /** Nobody writes any more. */
+  unwatchLogs(id: string): void {
+    for (const log of logsOf(id)) this.logs.unwatch(log);
+  }
+
   /** Removes the cgroup of a machine that has ended; how that was, which may be known by its cgroup alone. */
   async leave({ records }: Vm, id: string, { exit_code, exit_message }: Exit): Promise<Exit> {
     let exit = { exit_code, exit_message };
@@ -146,15 +163,16 @@ export class Fleet implements AsyncDisposable {
       vm[Symbol.dispose]();
     });
     await this.dhcp.forget(id);
-    for (const log of [id, `${id} vmm`]) this.logs.forget(log);
+    for (const log of logsOf(id)) this.logs.forget(log);
     this.#vms.delete(id);
   }
 
-  /** Removes what belongs to no instance of `live`; returns their ids. Only while no instance is being made. */
+  /**
+   * Removes what belongs to no instance of `live`; returns their ids. Only while no instance is being made. In `ram_dir`
+   * nobody looks: other hosts and other things may have their files there, and ours go before the folder here does.
+   */
   async sweep(live: ReadonlySet<string>): Promise<string[]> {
-    const { ram_dir } = this.context.options;
-    const folders = [this.#folder, ...(ram_dir && existsSync(ram_dir) ? [ram_dir] : [])];
-    const found = new Set([...folders.flatMap((folder) => readdirSync(folder)), ...this.limits.ids()]);
+    const found = new Set([...readdirSync(this.#folder), ...this.limits.ids()]);
     const strays = [...found].filter((id) => !live.has(id) && /^[\w-]+$/.test(id));
     for (const id of strays) await this.erase(id);
     return strays;
@@ -170,3 +188,5 @@ export class Fleet implements AsyncDisposable {
     this.limits[Symbol.dispose]();
   }
 }
+
+const logsOf = (id: string) => [id, `${id} vmm`, `${id} exit`];

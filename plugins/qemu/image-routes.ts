@@ -55,6 +55,7 @@ export function imageRoutes(api: Api, { images, instances }: RouteParts): void {
     path: "/images",
     scope: "image:write",
     summary: "Imports an image from a folder of this host",
+    long: true,
     body: Body,
     responses: { 201: { description: "The image", schema: Shown } },
     handle: async ({ body }) => {
@@ -69,8 +70,7 @@ export function imageRoutes(api: Api, { images, instances }: RouteParts): void {
     summary: "Removes an image that no instance is made of",
     responses: { 204: { description: "It is removed" } },
     handle: async ({ params: { name } }) => {
-      const folder = images.pathOf(name);
-      const user = instances().find(({ image }) => images.pathOf(image) === folder);
+      const user = instances().find(({ image }) => images.isSame(image, name));
       if (user) {
         throw new DormouseError("image_in_use", `Cannot delete image "${name}": instance "${user.name}" is made of it`);
       }

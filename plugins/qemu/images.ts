@@ -1,6 +1,6 @@
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, realpathSync, statSync } from "node:fs";
 import { cp, mkdir, mkdtemp, rename, rm } from "node:fs/promises";
-import { isAbsolute, join, normalize } from "node:path";
+import { isAbsolute, join, normalize, resolve } from "node:path";
 import { parse as parseToml } from "smol-toml";
 import * as v from "valibot";
 import { DormouseError } from "../../main.ts";
@@ -10,6 +10,8 @@ import { size } from "../shared/schemas.ts";
 
 const NAME = /^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$/;
 const FILE = "image.toml";
+/** What {@linkcode Images.add} and {@linkcode Images.remove} work in, of the name that comes before it. */
+const UNFINISHED = /^\..+\.(?:copy|gone)-\w{6}$/;
 /** The image that Dormouse can build itself. */
 export const DEMO = "demo";
 
@@ -76,7 +78,13 @@ export class Images {
   }
 
   pathOf(reference: string): string {
-    return isAbsolute(reference) ? normalize(reference) : join(this.#folder, reference);
+    return isAbsolute(reference) ? resolve(reference) : join(this.#folder, reference);
+  }
+
+  /** Whether two references are of one folder, by whichever way they lead to it. */
+  isSame(one: string, other: string): boolean {
+    const [a, b] = [one, other].map((each) => this.pathOf(each));
+    return a === b || (existsSync(a) && existsSync(b) && realpathSync(a) === realpathSync(b));
   }
 
   /**
@@ -122,8 +130,12 @@ export class Images {
     await mkdir(this.#folder, { recursive: true });
     const copy = await mkdtemp(join(this.#folder, `.${name}.copy-`));
     try {
-      await cp(path, join(copy, name), { recursive: true, mode: 2 }); // COPYFILE_FICLONE: by reflink where it can
-      await rename(join(copy, name), folder);
+      // COPYFILE_FICLONE: by reflink where it can. A link would lead back to what the copy is to do without.
+      await cp(path, join(copy, name), { recursive: true, dereference: true, mode: 2 });
+      await rename(join(copy, name), folder).catch((error) => {
+        if (!["EEXIST", "ENOTEMPTY"].includes(error.code)) throw error;
+        throw new DormouseError("name_conflict", `Cannot add image "${name}": it is there already`, { cause: error });
+      });
     } finally {
       await rm(copy, { recursive: true, force: true });
     }
@@ -138,6 +150,14 @@ export class Images {
     const gone = await mkdtemp(join(this.#folder, `.${name}.gone-`));
     await rename(folder, join(gone, name));
     await rm(gone, { recursive: true, force: true });
+  }
+
+  /** Removes what a host that died has left of either. Not while either is under way. */
+  async sweep(): Promise<void> {
+    const entries = existsSync(this.#folder) ? readdirSync(this.#folder) : [];
+    for (const name of entries.filter((each) => UNFINISHED.test(each))) {
+      await rm(join(this.#folder, name), { recursive: true, force: true });
+    }
   }
 }
 

@@ -1,37 +1,30 @@
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { writeFile } from "node:fs/promises";
 import { execa } from "execa";
 import { delay } from "../shared/async.ts";
-import { isAlive, type ProcessId } from "../shared/proc.ts";
+import { isAlive, type ProcessId, processStat } from "../shared/proc.ts";
 import type { Image } from "./images.ts";
-import { FILES, memoryArguments } from "./machine.ts";
+import { FILES, memoryArguments, wokenArguments } from "./machine.ts";
 import { Qmp, type QmpEvent } from "./qmp.ts";
 import type { Launch, Owner, Records } from "./records.ts";
 import { ConnectionLost } from "./socket.ts";
 
 /** Milliseconds between two attempts to reach a monitor that is not there yet. */
-const RETRY_MS = 5;
+const RETRY_MS = 1;
 /** Milliseconds for a killed process to be gone. */
 const DEATH_MS = 10_000;
 
-/**
- * Becomes QEMU, after it has written down which process that is and has taken away the file without which nobody goes on:
- * a host that died on the way has left either a launch that can be withdrawn or one that can be found. Files are opened
- * here, by who may reach them. Cgroups are joined meanwhile, as the kernel takes its time over that.
- */
+/** Opens files, as who may reach them, and goes on to become QEMU. */
 const BECOME = `
-go=$1 pid=$2 log=$3 kernel=$4 initrd=$5 disk=$6 memory=$7
-shift 7
-exec >>"$log" 2>&1 </dev/null
-join() { while [ "$1" != -- ]; do echo "$$" >"$1" || return; shift; done; }
-join "$@" &
-while [ "$1" != -- ]; do shift; done
-shift
-cat "/proc/$$/stat" >"$pid.tmp" && mv -- "$pid.tmp" "$pid" || exit 126
-rm -- "$go" || exit 126
-wait "$!" || exit 126
-exec ${FILES.kernel}<"$kernel" ${FILES.initrd}<"$initrd" ${FILES.disk}<"$disk" ${FILES.memory}<>"$memory" || exit 126
+log=$1 kernel=$2 initrd=$3 disk=$4 memory=$5 state=$6
+shift 6
+exec >>"$log" 2>&1
+exec ${FILES.kernel}<"$kernel" ${FILES.initrd}<"$initrd" ${FILES.disk}<"$disk" || exit 126
+exec ${FILES.memory}<>"$memory" ${FILES.state}<"$state" || exit 126
 exec "$@"
 `;
+/** As far as it gets until its host has written down which process it is; a host that died before never says so. */
+const WAIT = `read -r go && exec "$@" </dev/null`;
 
 /** For a machine on which only root may open /dev/net/tun: one that all may, seen by this process alone. */
 const OWN_TUN = `
@@ -41,7 +34,7 @@ exec "$@"
 
 export interface LaunchOptions {
   records: Records;
-  launch: Launch;
+  launch: Pick<Launch, "args" | "memory" | "device" | "joins">;
   image: Image;
   /** Whom QEMU runs as; null for this process's own user. */
   owner: Owner | null;
@@ -49,31 +42,57 @@ export interface LaunchOptions {
   incoming: boolean;
 }
 
-/** Starts QEMU, detached: it outlives this host. Nothing is known of it yet when this returns. */
-export function startQemu({ records, launch, image, owner, incoming }: LaunchOptions): void {
+/** What becomes QEMU once it is told to. */
+export interface Held extends Disposable {
+  /** Has it join its cgroups. The kernel takes its time over that, and nothing begins or ends in that time. */
+  join(): Promise<unknown>;
+  /** Lets it go, once the process is kept in `pidFile`: that is where a host that died on the way left it to be found. */
+  go(pidFile: string): ProcessId;
+}
+
+/** Starts what becomes QEMU, detached: it outlives this host. It waits, and ends where it is let go of before. */
+export function holdQemu({ records, launch, image, owner, incoming }: LaunchOptions): Held {
   const command = [
     "qemu-system-x86_64",
-    ...launch.args,
+    ...(incoming ? wokenArguments(launch.args) : launch.args),
     ...memoryArguments(launch.memory),
     ...(incoming ? ["-incoming", "defer"] : []),
   ];
-  const files = [records.go(launch), records.pidFile(launch), records.qemuLog];
   const opened = [
+    records.qemuLog,
     image.kernel,
     image.initrd ?? "/dev/null",
     image.disk?.file ?? "/dev/null",
     launch.memory.shared ? records.ram : records.base,
+    incoming ? records.path("state") : "/dev/null",
   ];
-  const inner = [...launch.joins ?? [], "--", ...lowered(owner, launch), ...command];
-  const shell = execa("/bin/sh", ["-c", BECOME, "dormouse-qemu", ...files, ...opened, ...inner], {
+  const logged = sizeOf(records.qemuLog);
+  // One of before would be taken for one that does not listen yet.
+  rmSync(records.path("run/qmp.sock"), { force: true });
+  const inner = [...lowered(owner, launch), "/bin/sh", "-c", WAIT, "dormouse-go", ...command];
+  const shell = execa("/bin/sh", ["-c", BECOME, "dormouse-qemu", ...opened, ...inner], {
     cwd: records.folder,
     detached: true,
     cleanup: false,
-    stdio: "ignore",
+    stdio: ["pipe", "ignore", "ignore"],
     buffer: false,
     reject: false,
   });
-  shell.nodeChildProcess.unref();
+  const { nodeChildProcess: child } = shell;
+  child.unref();
+  child.stdin!.on("error", () => {}); // it has ended, which is found out when it is looked for
+  return {
+    join: () => Promise.all((launch.joins ?? []).map((file) => writeFile(file, String(child.pid)))),
+    go(pidFile) {
+      // One that is no longer ours to reap may be another process already.
+      const main = child.pid === undefined || child.exitCode !== null ? undefined : processStat(child.pid);
+      if (!main || !isAlive(main)) throw new Error(`QEMU ended: ${lastLine(records.qemuLog, logged)}`);
+      writeFileSync(pidFile, `${main.pid} ${main.started}\n`);
+      child.stdin!.end("go\n");
+      return { pid: main.pid, started: main.started };
+    },
+    [Symbol.dispose]: () => void child.stdin!.end(),
+  };
 }
 
 /** What is put before a command to have it run as `owner`; one that uses KVM is in the group that may do so. */
@@ -96,36 +115,32 @@ export interface ConnectOptions {
   signal?: AbortSignal;
   /** Milliseconds until it must have answered. */
   timeout: number;
+  /** Whether the greeting is enough, to tell it what is to be done while it is still on its way. */
+  early?: boolean;
   onEvent: (event: QmpEvent) => void;
 }
 
 /**
- * Connects to the monitor of a launch, as soon as it is there.
+ * Connects to the monitor of a process, as soon as it is there.
  *
  * @throws {Error} where QEMU ended first, with what it said; where it does not answer in time; the signal's reason
  */
 export async function connectQmp(
   records: Records,
-  launch: Launch,
-  { signal, timeout, onEvent }: ConnectOptions,
-): Promise<{ qmp: Qmp; main: ProcessId }> {
+  main: ProcessId,
+  { signal, timeout, early = false, onEvent }: ConnectOptions,
+): Promise<Qmp> {
   const end = performance.now() + timeout;
-  const logged = statSync(records.qemuLog, { throwIfNoEntry: false })?.size ?? 0;
+  const logged = sizeOf(records.qemuLog);
+  const path = records.path("run/qmp.sock");
   for (;;) {
     signal?.throwIfAborted();
-    const main = records.processOf(launch);
     const left = end - performance.now();
-    if (main && !isAlive(main)) throw new Error(`QEMU ended: ${lastLine(records.qemuLog, logged)}`);
+    if (!isAlive(main)) throw new Error(`QEMU ended: ${lastLine(records.qemuLog, logged)}`);
     if (left <= 0) throw new Error(`QEMU did not answer within ${timeout} ms: ${lastLine(records.qemuLog, logged)}`);
     try {
-      if (main) {
-        const qmp = await Qmp.connect(records.path("run/qmp.sock"), {
-          timeout: left,
-          onEvent,
-          ...(signal && { signal }),
-        });
-        return { qmp, main };
-      }
+      const connect = early ? Qmp.open : Qmp.connect;
+      if (existsSync(path)) return await connect(path, { timeout: left, onEvent, ...(signal && { signal }) });
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
       // One that has just ended has closed it; the next look tells.
@@ -148,4 +163,8 @@ export async function untilDead(main: ProcessId, signal?: AbortSignal): Promise<
 export function lastLine(log: string, size = 0): string {
   if (!existsSync(log)) return "it said nothing";
   return readFileSync(log).subarray(size).toString("utf8").trim().split("\n").at(-1) || "it said nothing";
+}
+
+function sizeOf(log: string): number {
+  return statSync(log, { throwIfNoEntry: false })?.size ?? 0;
 }

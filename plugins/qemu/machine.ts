@@ -18,7 +18,7 @@ const AGENT_PORT = "org.qemu.guest_agent.0";
 const MAX_COMMAND_LINE = 1920;
 
 /** The numbers under which a launch opens files that the user that it becomes need not be able to reach. */
-export const FILES = { kernel: 3, initrd: 4, disk: 5, memory: 6 } as const;
+export const FILES = { kernel: 3, initrd: 4, disk: 5, memory: 6, state: 7 } as const;
 const opened = (name: keyof typeof FILES) => `/proc/self/fd/${FILES[name]}`;
 
 export interface GuestNetwork {
@@ -52,6 +52,14 @@ export function memoryArguments({ bytes, shared }: Launch["memory"]): string[] {
   return ["-object", `memory-backend-file,id=ram,${backing}`];
 }
 
+/** What a machine boots from. */
+const BOOTED_FROM = ["-kernel", "-initrd", "-append"];
+
+/** Of a machine that goes on: what it has booted from is some 20 MB to read, and to keep, of which it sees nothing. */
+export function wokenArguments(args: readonly string[]): string[] {
+  return args.filter((arg, i) => !BOOTED_FROM.includes(arg) && !BOOTED_FROM.includes(args[i - 1]));
+}
+
 /**
  * The arguments of `qemu-system-x86_64`, see its own `invocation` page, but for the memory's. Paths are those of the
  * instance's folder, in which it runs: so none is longer than what a socket's may be.
@@ -82,7 +90,7 @@ export function argumentsOf(instance: Instance, options: MachineOptions): string
     ...["-chardev", "file,id=console,path=serial.log,append=on", "-serial", "chardev:console"],
     ...device("serial", "id=ports"),
     ...[...socket("agent"), ...port("agent", AGENT_PORT)],
-    ...["-chardev", "file,id=exit,path=exit", ...port("exit", EXIT_PORT)],
+    ...["-chardev", "file,id=exit,path=exit,append=on", ...port("exit", EXIT_PORT)],
     ...["-object", "rng-random,id=rng,filename=/dev/urandom", ...device("rng", "rng=rng")],
     ...(image.disk === null ? [] : [...diskArguments(image.disk.format), ...device("blk", "drive=disk")]),
     ...(network === null ? [] : [

@@ -47,17 +47,23 @@ export class Memory {
     return existsSync(this.base);
   }
 
+  /** Whether all of it is there: a folder of files may itself be memory, and be empty after a start of the machine. */
+  isWhole(bytes: number): boolean {
+    const file = this.isForked() ? this.base : this.ram;
+    return statSync(file, { throwIfNoEntry: false })?.size === bytes;
+  }
+
   /** Whether forks have the memory too. */
   isShared(): boolean {
     return (statSync(this.ram, { throwIfNoEntry: false })?.nlink ?? 0) > 1;
   }
 
   /** Gives it a memory that nobody else has a view of, before it changes. */
-  async separate(owner: Owner | null): Promise<void> {
+  async separate(owner: Owner | null, signal: AbortSignal): Promise<void> {
     if (!this.isShared()) return;
     const copy = `${this.ram}.tmp`;
     await rm(copy, { force: true });
-    await run("cp", ["--reflink=auto", "--sparse=always", this.ram, copy], { timeout: COPY_MS });
+    await run("cp", ["--reflink=auto", "--sparse=always", this.ram, copy], { timeout: COPY_MS, signal });
     if (owner) chownSync(copy, owner.uid, owner.gid);
     await rename(copy, this.ram);
   }

@@ -87,6 +87,7 @@ export default definePlugin({
       log,
       options,
       owner,
+      missing: missingProgram,
       lacking: lacking(owner === null ? PROGRAMS : [...PROGRAMS, "setpriv"]),
       changed: (id, cause) => hypervisor.changed(id, cause),
     });
@@ -118,6 +119,7 @@ export default definePlugin({
       });
     });
     const instances = () => hypervisor.list().filter(isOurs);
+    await images.sweep(); // nobody can ask for one yet
     if (api) imageRoutes(api, { images, instances });
     // After the registry has adopted what is its own.
     hooks.guard("host:ready", async () => {

@@ -1,5 +1,6 @@
+import { dirname } from "node:path";
 import type { Instance } from "../../main.ts";
-import { delay } from "../shared/async.ts";
+import { abortable, delay } from "../shared/async.ts";
 import { formatDuration } from "../shared/duration.ts";
 import { messageOf } from "../shared/errors.ts";
 import { bootId } from "../shared/proc.ts";
@@ -75,11 +76,14 @@ export class Power {
     records.make(owner);
     await this.wire(instance);
     const before = records.launch()!;
+    if (!snapshot.full && !snapshot.compressed && !records.isWhole(before.memory.bytes)) {
+      throw new Error(`its memory is not there any more, in "${dirname(records.ram)}"`);
+    }
     const image = images.read(before.image);
     await this.serve(instance, image);
     if (snapshot.compressed) await expand(records, { bytes: before.memory.bytes, owner, signal });
     else if (snapshot.full) records.blank(before.memory.bytes, owner);
-    else if (before.memory.shared) await records.separate(owner);
+    else if (before.memory.shared) await records.separate(owner, signal);
     const memory = { ...before.memory, shared: snapshot.full || before.memory.shared };
     const { args, accel, device } = before;
     const foreign = records.isMarked("foreign");
@@ -96,21 +100,31 @@ export class Power {
         this.#warn(instance, error) // which is tried again until it works
       );
     } else if (image.agent) {
-      await rewind(link.agent, signal).catch((error) => this.#warn(instance, error));
-      // Nobody else was made of this memory, so its random numbers are in no hurry.
-      const freshen = (gone: AbortSignal) =>
-        refresh(link.agent, gone).catch((error) => gone.aborted || this.#warn(instance, error));
-      this.#fleet.watch(instance.id, freshen);
+      await abortable(this.#freshen(link, instance), signal).catch(() => {}); // it runs, whoever waits for it
     }
     return this.watch(vm, instance);
+  }
+
+  /**
+   * Tells a guest what it could not notice in its sleep. Resolves when its clock is right; its random numbers are in no
+   * hurry, as nobody else was made of this memory.
+   */
+  #freshen({ agent }: Link, instance: Instance): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#fleet.watch(instance.id, async (gone) => {
+      const warn = (error: unknown) => gone.aborted || this.#warn(instance, error);
+      await rewind(agent, gone, resolve).catch(warn);
+      resolve();
+      await refresh(agent, gone).catch(warn);
+    });
+    return promise;
   }
 
   /** Notices when it is ready, where it is not; the state that it has now. */
   watch(vm: Vm, instance: Instance): "Initializing" | "Running" {
     const { records } = vm;
     const { id } = instance;
-    this.#fleet.logs.of(id, records.log);
-    this.#fleet.logs.watch(id);
+    this.#fleet.watchLogs(id);
     if (records.isMarked("ready")) return "Running";
     const readiness = readinessOf(instance, this.image(instance));
     if (isAtOnce(readiness)) {

@@ -61,6 +61,7 @@ export class Qmp implements Disposable {
   #next = 1;
   #lost: ConnectionLost | undefined;
   #version = "";
+  #agreed: Promise<unknown> = Promise.resolve();
 
   private constructor(socket: Socket, { onEvent = () => {}, maxLine = 8 * 1024 * 1024 }: QmpOptions) {
     this.#socket = socket;
@@ -81,11 +82,28 @@ export class Qmp implements Disposable {
   static async connect(path: string, options: QmpOptions = {}): Promise<Qmp> {
     const { signal, timeout = 5_000 } = options;
     const end = performance.now() + timeout;
-    const qmp = new Qmp(await dial(path, options), options);
-    const left = () => end - performance.now();
+    const qmp = await Qmp.open(path, options);
     try {
-      qmp.#version = await within(qmp.#greeted.promise, left(), `The greeting at "${path}"`, signal);
-      await qmp.execute("qmp_capabilities", {}, { timeout: left(), ...(signal && { signal }) });
+      await within(qmp.#agreed, end - performance.now(), `Agreeing on the protocol at "${path}"`, signal);
+      return qmp;
+    } catch (error) {
+      qmp.close();
+      throw error;
+    }
+  }
+
+  /**
+   * As {@linkcode Qmp.connect}, but resolves when it is greeted: QEMU does that before it has made its machine, and takes
+   * what it is to do then. The agreement is on its way before all of that; without one, QEMU refuses each command.
+   */
+  static async open(path: string, options: QmpOptions = {}): Promise<Qmp> {
+    const { signal, timeout = 5_000 } = options;
+    const end = performance.now() + timeout;
+    const qmp = new Qmp(await dial(path, options), options);
+    try {
+      qmp.#version = await within(qmp.#greeted.promise, end - performance.now(), `The greeting at "${path}"`, signal);
+      qmp.#agreed = qmp.execute("qmp_capabilities", {}, { timeout });
+      qmp.#agreed.catch(() => {}); // seen by who connects
       return qmp;
     } catch (error) {
       qmp.close();

@@ -63,9 +63,10 @@ async function answers(host: string, port: number, signal: AbortSignal): Promise
   }
 }
 
-/** After a restore: its clock stood still. @throws where the guest did not take it up in time */
-export async function rewind(agent: Agent, signal: AbortSignal): Promise<void> {
-  await setClock(agent, { signal: AbortSignal.any([signal, AbortSignal.timeout(FRESHEN_MS)]), timeout: FRESHEN_MS });
+/** After a restore: its clock stood still. `told` as for {@linkcode setClock}. @throws where the guest did not take it up in time */
+export async function rewind(agent: Agent, signal: AbortSignal, told: () => void): Promise<void> {
+  const late = AbortSignal.any([signal, AbortSignal.timeout(FRESHEN_MS)]);
+  await setClock(agent, { signal: late, timeout: FRESHEN_MS, told });
 }
 
 /** Two machines that are made of one memory would have the same random numbers. @throws as {@linkcode rewind} */

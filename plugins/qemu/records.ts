@@ -1,12 +1,16 @@
+import { Buffer } from "node:buffer";
 import { randomBytes } from "node:crypto";
-import { chownSync, existsSync, linkSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
-import { rmSync, truncateSync, writeFileSync } from "node:fs";
-import { open, rename, rm } from "node:fs/promises";
+import { chownSync, closeSync, existsSync, fdatasync, linkSync, mkdirSync, openSync, readdirSync } from "node:fs";
+import { readFileSync, readSync, renameSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { promisify } from "node:util";
 import { bootId, type ProcessId } from "../shared/proc.ts";
 import type { Accel } from "./machine.ts";
 import { Memory, syncFolder } from "./memory.ts";
 import type { CompressionPlan } from "./snapshot-policy.ts";
+
+const dataSynced = promisify(fdatasync);
 
 /** A start of QEMU, as it is kept before it happens. */
 export interface Launch {
@@ -133,37 +137,28 @@ export class Records extends Memory {
     return launch;
   }
 
-  /** Keeps a launch, which can then be taken up once. */
+  /** Keeps a launch, before it happens. */
   async begin(wanted: Omit<Launch, "generation" | "boot">): Promise<Launch> {
     const launch = { ...wanted, generation: randomBytes(8).toString("hex"), boot: bootId() };
-    for (const name of readdirSync(this.folder).filter((each) => /^(?:go\.|pid\.|ended\.json$)/.test(each))) {
+    for (const name of readdirSync(this.folder).filter((each) => /^(?:pid\.|ended\.json$)/.test(each))) {
       rmSync(this.path(name), { force: true });
     }
-    await this.#persist("launch.json", launch);
-    writeFileSync(this.go(launch), "");
+    await this.#replace("launch.json", launch);
     return launch;
   }
 
-  /** What a launch must take away before it goes on; whoever takes it away first has decided. */
-  go({ generation }: Launch): string {
-    return this.path(`go.${generation}`);
-  }
-
+  /** Where the process of a launch is kept, by whom it waits for. */
   pidFile({ generation }: Launch): string {
     return this.path(`pid.${generation}`);
   }
 
-  /** Withdraws a launch that was not taken up yet. */
-  withdraw(launch: Launch): void {
-    rmSync(this.go(launch), { force: true });
-  }
-
-  /** The process of a launch that was taken up, in this start of the machine. */
+  /** The process of a launch, in this start of the machine. */
   processOf(launch: Launch): ProcessId | undefined {
     const file = this.pidFile(launch);
-    if (launch.boot !== bootId() || existsSync(this.go(launch)) || !existsSync(file)) return undefined;
-    const text = readFileSync(file, "latin1");
-    return { pid: Number.parseInt(text), started: Number(text.slice(text.lastIndexOf(")") + 2).split(" ")[19]) };
+    if (launch.boot !== bootId() || !existsSync(file)) return undefined;
+    const [, pid, started] = /^(\d+) (\d+)\n$/.exec(readFileSync(file, "latin1")) ?? [];
+    // Not written whole, it was never let go.
+    return started === undefined ? undefined : { pid: Number(pid), started: Number(started) };
   }
 
   mark(name: Mark): void {
@@ -178,8 +173,13 @@ export class Records extends Memory {
     return existsSync(this.path(name));
   }
 
+  /** Nothing where it was not written whole: how it ended is no reason to know nothing of it. */
   ended(): Exit | undefined {
-    return this.#read<Exit>("ended.json");
+    try {
+      return this.#read<Exit>("ended.json");
+    } catch {
+      return undefined;
+    }
   }
 
   /** Synchronous, so that it is written before anybody can see that the machine is gone. */
@@ -187,10 +187,17 @@ export class Records extends Memory {
     writeFileSync(this.path("ended.json"), JSON.stringify(exit));
   }
 
-  /** What the guest has written before it powered off. */
+  /** What the guest has written before it powered off. No more of it is read: it may write as much as it likes. */
   exitCode(): number | null {
     if (!existsSync(this.path("exit"))) return null;
-    const [, digits] = /^(\d{1,3})\n/.exec(readFileSync(this.path("exit"), "latin1")) ?? [];
+    const head = Buffer.alloc("255\n".length);
+    const file = openSync(this.path("exit"), "r");
+    try {
+      readSync(file, head);
+    } finally {
+      closeSync(file);
+    }
+    const [, digits] = /^(\d{1,3})\n/.exec(head.toString("latin1")) ?? [];
     return digits === undefined ? null : Number(digits);
   }
 
@@ -213,7 +220,7 @@ export class Records extends Memory {
     const snapshot = source.snapshot()!;
     if (!snapshot.full) linkSync(existsSync(source.base) ? source.base : source.ram, this.base);
     this.mark("foreign");
-    this.withdraw(await this.begin(launch));
+    await this.begin(launch);
     await this.#persist("snapshot.json", snapshot);
     linkSync(source.path("state"), this.path("state")); // which nobody ever changes
     await syncFolder(this.folder);
@@ -225,10 +232,17 @@ export class Records extends Memory {
     if (snapshot) await this.#persist("snapshot.json", { ...snapshot, ...change } satisfies Snapshot);
   }
 
-  /** From here on nobody restores it: memory that ran on must never meet the device state of before. */
-  async spend(): Promise<void> {
-    if (existsSync(this.path("state"))) await rename(this.path("state"), this.path("state.spent"));
-    await syncFolder(this.folder);
+  /**
+   * From here on nobody restores it: memory that ran on must never meet the device state of before. Then `next` is done,
+   * while what is left of it is removed.
+   */
+  async spend(next: () => Promise<unknown> = () => Promise.resolve()): Promise<void> {
+    // After a loss of power nobody restores one whose memory was not on disk either, whatever became of its name.
+    const refused = this.snapshot()?.durable === false;
+    if (existsSync(this.path("state"))) renameSync(this.path("state"), this.path("state.spent"));
+    const synced = syncFolder(this.folder);
+    if (!refused) await synced;
+    await Promise.all([next(), synced]);
     await rm(this.path("state.spent"), { force: true });
     this.tidy();
   }
@@ -247,11 +261,20 @@ export class Records extends Memory {
   }
 
   async #persist(name: string, value: unknown): Promise<void> {
-    const unfinished = this.path(`${name}.tmp`);
-    await using file = await open(unfinished, "w", 0o600);
-    await file.writeFile(JSON.stringify(value));
-    await file.sync();
-    await rename(unfinished, this.path(name));
+    await this.#replace(name, value);
     await syncFolder(this.folder);
+  }
+
+  /** After a loss of power it is either of both. */
+  async #replace(name: string, value: unknown): Promise<void> {
+    const unfinished = this.path(`${name}.tmp`);
+    const file = openSync(unfinished, "w", 0o600);
+    try {
+      writeFileSync(file, JSON.stringify(value));
+      await dataSynced(file);
+    } finally {
+      closeSync(file);
+    }
+    renameSync(unfinished, this.path(name));
   }
 }

@@ -2,18 +2,20 @@
  * A machine's state but for its memory, which stays in the file that it is mapped from: some tens of kilobytes, whatever
  * the size of the memory. It goes over a socket, because QEMU may start no program and knows no files for it.
  */
-import { chownSync, closeSync, createReadStream, createWriteStream, existsSync, openSync, rmSync } from "node:fs";
+import { chownSync, closeSync, createWriteStream, existsSync, openSync, rmSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { once } from "node:events";
 import { createServer, type Socket } from "node:net";
 import { pipeline } from "node:stream/promises";
 import { deadline, delay } from "../shared/async.ts";
+import { FILES } from "./machine.ts";
 import type { Qmp } from "./qmp.ts";
 import type { Owner, Records } from "./records.ts";
-import { dial } from "./socket.ts";
 
-/** Milliseconds that the transfer may take, without and with the memory, and between two looks at how far it is. */
-const [TRANSFER_MS, FULL_MS, POLL_MS] = [30_000, 600_000, 4];
+/** Milliseconds that the transfer may take, without and with the memory. */
+const [TRANSFER_MS, FULL_MS] = [30_000, 600_000];
+/** Milliseconds between two looks at how far it is: the first, and the longest. */
+const [FIRST_MS, LONGEST_MS] = [1, 20];
 /** Bytes per second: as fast as it goes. */
 const MAX_BANDWIDTH = 2 ** 40;
 /** Memory that is shared with a file is left out of the transfer, unless all of it is wanted. */
@@ -54,6 +56,9 @@ export async function saveState(
     await deadline(received, TRANSFER_MS, "Writing the state");
     await using written = await open(file, "r+");
     await written.sync();
+  } catch (error) {
+    rmSync(file, { force: true }); // it may be as large as the memory
+    throw error;
   } finally {
     given.abort(new Error("it is over"));
     server.close();
@@ -62,32 +67,27 @@ export async function saveState(
   }
 }
 
-/** Has a machine that was started for it take over the state in `state`; it does not run yet. */
-export async function loadState(qmp: Qmp, records: Records, { full, signal }: TransferOptions): Promise<void> {
-  await qmp.execute("migrate-set-capabilities", capabilities(full), { signal });
-  await qmp.execute("migrate-incoming", { uri: "unix:run/in.sock" }, { signal });
-  const socket = await dial(records.path("run/in.sock"), { signal });
-  try {
-    // QEMU alone knows whether it has all of it, and may close before the last byte is acknowledged.
-    pipeline(createReadStream(records.path("state")), socket, { signal }).catch(() => {});
-    await transferred(qmp, { full, signal });
-  } finally {
-    socket.destroy();
-  }
-  rmSync(records.path("run/in.sock"), { force: true });
+/** Has a machine that was started for it take over the state that it has open; it does not run yet. */
+export async function loadState(qmp: Qmp, { full, signal }: TransferOptions): Promise<void> {
+  // In one go: they are done one after the other.
+  await Promise.all([
+    qmp.execute("migrate-set-capabilities", capabilities(full), { signal, timeout: TRANSFER_MS }),
+    qmp.execute("migrate-incoming", { uri: `fd:${FILES.state}` }, { signal, timeout: TRANSFER_MS }),
+  ]);
+  await transferred(qmp, { full, signal });
 }
 
 async function transferred(qmp: Qmp, { full, signal }: TransferOptions): Promise<void> {
   const within = full ? FULL_MS : TRANSFER_MS;
   const end = performance.now() + within;
-  for (;;) {
+  for (let pause = FIRST_MS;; pause = Math.min(pause * 1.5, LONGEST_MS)) {
     const info = await qmp.execute("query-migrate", {}, { signal }) as { status?: string; "error-desc"?: string };
     if (info.status === "completed") return;
     if (info.status === "failed" || info.status === "cancelled") {
       throw new Error(`the state could not be transferred: ${info["error-desc"] ?? info.status}`);
     }
     if (performance.now() > end) throw new Error(`the state was not transferred within ${within} ms`);
-    await delay(POLL_MS, { signal });
+    await delay(pause, { signal });
   }
 }
 
@@ -98,7 +98,7 @@ export async function cancelSave(qmp: Qmp): Promise<void> {
   for (;;) {
     const { status } = await qmp.execute("query-migrate") as { status?: string };
     if (!["setup", "active", "device", "cancelling"].includes(status ?? "none") || performance.now() > end) break;
-    await delay(POLL_MS);
+    await delay(FIRST_MS);
   }
   await qmp.execute("cont");
 }

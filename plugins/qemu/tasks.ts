@@ -36,6 +36,21 @@ export async function clockOffset(agent: Agent, options: TaskOptions = {}): Prom
   return { offset: nanoseconds / 1e6 - (before + after) / 2, uncertainty: (after - before) / 2 };
 }
 
+export interface ClockOptions extends TaskOptions {
+  /** Milliseconds by which it may be off; 50 when absent. */
+  within?: number;
+  /** How often it is set, at most; 4 when absent. */
+  rounds?: number;
+  /**
+   * Called, at most once, when it is right as far as that can be told without an answer: the agent was found, and the
+   * question after that, which takes it a fraction of the time, has had more than that.
+   */
+  told?: () => void;
+}
+
+/** Milliseconds that the first question has at least and at most, and that it is expected to take at most. */
+const [SHORTEST_MS, LONGEST_MS, EXPECTED_MS] = [5, 40, 10];
+
 /**
  * Sets the guest's clock to the host's, as often as it takes to see it right within so many milliseconds; resolves to
  * what was seen last. Setting takes effect before the agent answers, which may be a second later: it writes the time to
@@ -45,18 +60,26 @@ export async function clockOffset(agent: Agent, options: TaskOptions = {}): Prom
  */
 export async function setClock(
   agent: Agent,
-  { within = 50, rounds = 4, ...options }: TaskOptions & { within?: number; rounds?: number } = {},
+  { within = 50, rounds = 4, told = () => {}, ...options }: ClockOptions = {},
 ): Promise<ClockOffset> {
-  let seen = await clockOffset(agent, options);
-  for (let round = 0; round < rounds && Math.abs(seen.offset) + seen.uncertainty > within; round++) {
-    // A question takes about as long to arrive as the one before it took.
-    const time = Math.round((Date.now() + seen.uncertainty) * 1e6);
-    await agent.call("guest-set-time", { time }, { timeout: TIMEOUT_MS, ...options }).catch((error) => {
-      if (!(error instanceof Error && /hwclock/.test(error.message))) throw error;
-    });
-    seen = await clockOffset(agent, options);
+  const begin = performance.now();
+  await agent.synchronise(options);
+  const found = performance.now() - begin;
+  const timer = setTimeout(told, Math.min(Math.max(found / 4, SHORTEST_MS), LONGEST_MS));
+  try {
+    let seen: ClockOffset = { offset: -Infinity, uncertainty: Math.min(found / 8, EXPECTED_MS) };
+    for (let round = 0; round < rounds && Math.abs(seen.offset) + seen.uncertainty > within; round++) {
+      // A question takes about as long to arrive as the one before it took.
+      const time = Math.round((Date.now() + seen.uncertainty) * 1e6);
+      await agent.call("guest-set-time", { time }, { timeout: TIMEOUT_MS, ...options }).catch((error) => {
+        if (!(error instanceof Error && /hwclock/.test(error.message))) throw error;
+      });
+      seen = await clockOffset(agent, options);
+    }
+    return seen;
+  } finally {
+    clearTimeout(timer);
   }
-  return seen;
 }
 
 /** Who a guest is in the network; what is absent stays as it is. */

@@ -4,9 +4,11 @@ import { messageOf } from "../shared/errors.ts";
 import { bootId, isAlive, type ProcessId, signalProcess } from "../shared/proc.ts";
 import { Agent } from "./agent.ts";
 import type { Image } from "./images.ts";
-import { connectQmp, lastLine, startQemu, untilDead } from "./launch.ts";
+import { keepEnding } from "./endings.ts";
+import { type ConnectOptions, connectQmp, holdQemu, lastLine, untilDead } from "./launch.ts";
 import type { Qmp, QmpEvent } from "./qmp.ts";
 import type { Exit, Launch, Owner, Records, Snapshot } from "./records.ts";
+import { settled } from "./settled.ts";
 import { cancelSave, loadState, saveState } from "./snapshot.ts";
 import { within } from "./socket.ts";
 
@@ -36,16 +38,6 @@ export interface VmContext {
   /** The machine has ended. */
   ended(): void;
 }
-
-/** Why QEMU ended by itself, by the reason of its SHUTDOWN event. */
-const ENDINGS: Record<string, string> = {
-  "guest-shutdown": "the guest powered off",
-  "guest-reset": "the guest restarted, which ends it",
-  "guest-panic": "the guest's kernel panicked",
-  "host-qmp-quit": "it was powered off",
-  "host-signal": "QEMU was ended by a signal",
-  "host-error": "QEMU met an error",
-};
 
 /**
  * The machine of one instance. What it is follows from its files, from `/proc` and from QEMU's own answer each time; what
@@ -89,28 +81,10 @@ export class Vm implements Disposable {
       return this.#dead(launch);
     }
     if (status === "shutdown") return this.#dead(launch);
-    return await this.#settled(this.#link!, status);
-  }
-
-  async #settled(link: Link, status: string): Promise<Exclude<Reading, { state: "Unknown" }>> {
-    const { records } = this;
-    const ready = records.isMarked("ready") ? "Running" : "Initializing";
-    if (status === "running") {
-      // It ran on since: a state of before is of no more use, nor is a mark that it stands still.
-      if (records.has("state")) await records.spend();
-      records.unmark("paused");
-      return { state: ready };
-    }
-    if (records.has("state") || status === "inmigrate") {
-      await this.end();
-      return this.#dead(link.launch);
-    }
-    if (!["paused", "postmigrate", "finish-migrate", "prelaunch"].includes(status)) {
-      throw new Error(`QEMU says "${status}"`);
-    }
-    if (records.isMarked("paused")) return { state: "Paused" };
-    await cancelSave(link.qmp);
-    return { state: ready };
+    const state = await settled(this.#link!.qmp, records, status);
+    if (state !== "over") return { state };
+    await this.end();
+    return this.#dead(launch);
   }
 
   /** Starts QEMU, to boot or to take over the state of the snapshot. @throws what ended the start; then nothing runs */
@@ -123,17 +97,27 @@ export class Vm implements Disposable {
     signal.throwIfAborted();
     await this.end();
     const full = incoming && (records.snapshot()?.full ?? false);
-    const launch = await records.begin(wanted);
+    // On its way to the disk while the process is made.
+    const begun = records.begin(wanted);
+    begun.catch(() => {}); // seen below, unless there is no process
+    using held = holdQemu({ records, launch: wanted, image, owner, incoming });
+    const launch = await begun;
     try {
-      startQemu({ records, launch, image, owner, incoming });
-      const link = await this.#connect(launch, startTimeout, signal);
+      if (!incoming) await held.join();
+      const main = held.go(records.pidFile(launch));
+      // Its pages it has; what else it needs is the same for all.
+      const joined = incoming ? held.join() : undefined;
+      joined?.catch(() => {}); // seen below
+      const link = await this.#connect(launch, main, { timeout: startTimeout, early: incoming, signal });
       if (!incoming) return link;
-      await loadState(link.qmp, records, { full, signal });
+      await loadState(link.qmp, { full, signal });
       await prepare?.(link);
+      // On its way before the guest goes on: it is found at once, and does not see that nobody was there.
+      if (image.agent) link.agent.synchronise({ signal }).catch(() => {}); // seen by who asks it something
+      await joined;
       signal.throwIfAborted();
       // From here on it is this machine or none: its memory is about to change.
-      await records.spend();
-      await link.qmp.execute("cont");
+      await records.spend(() => link.qmp.execute("cont"));
       return link;
     } catch (error) {
       // Of a state that was spent and a machine that stands still, the next look makes one that runs.
@@ -209,11 +193,10 @@ export class Vm implements Disposable {
     if (full) records.leaveBase();
   }
 
-  /** Ends QEMU at once, if it runs. A launch that was not taken up cannot be taken up any more. */
+  /** Ends QEMU at once, if it runs. */
   async end(): Promise<void> {
     const launch = this.#launchIfReadable();
     if (!launch) return;
-    this.records.withdraw(launch);
     const main = this.#process(launch);
     if (main) {
       signalProcess(main.pid, "SIGKILL");
@@ -240,23 +223,23 @@ export class Vm implements Disposable {
   async #connected(launch: Launch): Promise<Link | undefined> {
     if (this.#link?.launch.generation === launch.generation && this.#process(launch)) return this.#link;
     this.#drop(this.#link);
-    this.records.withdraw(launch);
-    return this.#process(launch) ? await this.#connect(launch, ANSWER_MS) : undefined;
+    const main = this.#process(launch);
+    return main && await this.#connect(launch, main, { timeout: ANSWER_MS });
   }
 
-  async #connect(launch: Launch, timeout: number, signal?: AbortSignal): Promise<Link> {
-    const onEvent = (event: QmpEvent) => this.#event(event);
-    const { qmp, main } = await connectQmp(this.records, launch, { timeout, onEvent, ...(signal && { signal }) });
+  async #connect(launch: Launch, main: ProcessId, options: Omit<ConnectOptions, "onEvent">): Promise<Link> {
+    const qmp = await connectQmp(this.records, main, { ...options, onEvent: (event) => this.#event(event) });
     const link = this.#link = { launch, main, qmp, agent: new Agent(this.records.path("run/agent.sock")) };
     qmp.closed.then(() => this.#lost(link)).catch((error) => this.#context.log.warn("{reason}", { reason: error }));
     return link;
   }
 
-  #event({ event, data }: QmpEvent): void {
-    if (event !== "SHUTDOWN") return;
-    const exit_message = ENDINGS[String(data.reason)] ?? String(data.reason);
-    const exit_code = this.records.exitCode();
-    this.records.end({ exit_code, exit_message: exit_code === null ? exit_message : null });
+  #event(event: QmpEvent): void {
+    try {
+      keepEnding(this.records, event);
+    } catch (error) {
+      this.#context.log.warn("How a machine ended could not be kept: {reason}", { reason: messageOf(error) });
+    }
   }
 
   /** Tells of the end of what was not let go of here. */

@@ -29,13 +29,21 @@ export interface DirectOptions {
   closing: AbortSignal;
 }
 
+interface Watched {
+  readonly addresses: string;
+  readonly watches: readonly Disposable[];
+  /** When a connection to it was last told to begin, and when it was last asked to sleep. */
+  begun: number;
+  asked: number;
+}
+
 /**
  * Wakes an instance when the kernel sees a connection to its own address. Where the instance's kernel answers while it
  * sleeps, the connection is there already and only has to be noticed; else its SYN is sent again until it is awake.
  */
 export class Direct implements Disposable {
   readonly #options: DirectOptions;
-  readonly #watches = new Map<string, { addresses: string; watches: Disposable[]; begun: number }>();
+  readonly #watches = new Map<string, Watched>();
   readonly #retries = new Map<string, ReturnType<typeof setTimeout>>();
   /** Whose connections are being read from the table, and whether another event came since. */
   readonly #confirming = new Map<string, boolean>();
@@ -57,13 +65,19 @@ export class Direct implements Disposable {
     }
   }
 
+  /** The instance was asked to sleep; guards may think about that for long. */
+  ask({ id }: Instance): void {
+    const watched = this.#watches.get(id);
+    if (watched) watched.asked = Date.now();
+  }
+
   /**
    * The instance is about to sleep. A connection that began between the request for that and this moment was told of while
    * the instance was awake: nothing else would tell of it again.
    */
   leave(instance: Instance): void {
-    const begun = this.#watches.get(instance.id)?.begun ?? 0;
-    if (Date.now() - begun < LATE_MS) void this.#confirm(instance);
+    const watched = this.#watches.get(instance.id);
+    if (watched && watched.begun > watched.asked - LATE_MS) void this.#confirm(instance);
   }
 
   /** As the host starts, or after events were missed: what came while nobody listened wakes now. */
@@ -111,7 +125,7 @@ export class Direct implements Disposable {
     if (addresses.length === 0) return;
     const seen = (kind: FlowKind, flow: Flow) => this.#seen(id, kind, flow);
     const watches = addresses.map((address) => this.#options.conntrack.watch(address, seen));
-    this.#watches.set(id, { addresses: key, watches, begun: 0 });
+    this.#watches.set(id, { addresses: key, watches, begun: -Infinity, asked: Infinity });
   }
 
   #unwatch(id: string): void {

@@ -128,6 +128,7 @@ export default definePlugin<WakeOptions>({
     };
     hooks.guard("before:create", ({ instance }) => admit(instance));
     hooks.guard("before:update", ({ updated }) => updated && admit(updated));
+    hooks.guard("before:standby", ({ instance }) => direct?.ask(instance), { priority: -LAST });
     hooks.guard("before:standby", async (context) => {
       await paths.leave(context, "standby");
       direct?.leave(context.instance);

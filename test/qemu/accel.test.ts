@@ -8,33 +8,30 @@ import { Accelerator, type AcceleratorOptions } from "../../plugins/qemu/accel.t
 import type { Owner } from "../../plugins/qemu/records.ts";
 import { processStat } from "../../plugins/shared/proc.ts";
 import { run } from "../../plugins/shared/run.ts";
-import { capturedLogs, cleanup, lacking, temporaryFolder, until } from "../helpers.ts";
+import { capturedLogs, lacking, temporaryFolder, until } from "../helpers.ts";
 import { demoImage, skipGuest } from "./guest.ts";
 
 const log = getLogger(["dormouse", "qemu"]);
 const NOBODY = { uid: 65_534, gid: 65_534 };
 
-/** Programs that are found in the place of QEMU, and a device that anybody may open. */
+/** A program in the place of QEMU, and a device that anybody may open. */
 class Stage {
   readonly folder: string;
   readonly file: string;
   readonly logs: string[];
   readonly image: { kernel: string };
-  readonly #options: AcceleratorOptions;
+  readonly options: AcceleratorOptions;
 
   constructor(t: TestContext) {
     this.folder = temporaryFolder(t);
     chmodSync(this.folder, 0o777);
     this.file = join(this.folder, "answers", "accel.json");
     this.image = { kernel: join(this.folder, "kernel") };
-    this.#options = { device: this.image.kernel, timeout: 1_000 };
+    this.options = { device: this.image.kernel, timeout: 1_000, qemu: join(this.folder, "qemu-system-x86_64") };
     writeFileSync(this.image.kernel, "");
     writeFileSync(this.#pids, "");
     chmodSync(this.#pids, 0o666);
     this.logs = capturedLogs(t);
-    const { PATH } = process.env;
-    process.env.PATH = `${this.folder}:${PATH}`;
-    cleanup(t).defer(() => void (process.env.PATH = PATH));
   }
 
   /** `script` is what it does when it is to boot a guest; each time it is asked to is a line of `pids`. */
@@ -63,7 +60,7 @@ ${script}
 
   /** What a host that is started now finds. */
   find(options: AcceleratorOptions = {}): Promise<string> {
-    return new Accelerator("auto", this.file, log, { ...this.#options, ...options }).of(this.image);
+    return new Accelerator("auto", this.file, log, { ...this.options, ...options }).of(this.image);
   }
 }
 
@@ -91,7 +88,8 @@ test("Accelerator.of() boots a guest under KVM, and emulates where that does not
   if (process.getuid?.() === 0) machines.push(["as nobody", "", NOBODY]);
   for (const [what, args, owner] of machines) {
     stage.qemu(`exec ${qemu} "$@" ${args}`, what);
-    const found = await new Accelerator("auto", stage.file, log, { owner, timeout: 3_000 }).of(image);
+    const found = await new Accelerator("auto", stage.file, log, { qemu: stage.options.qemu!, owner, timeout: 3_000 })
+      .of(image);
     const told = stage.logs.splice(0);
     t.diagnostic(`seen: ${what}: ${found} ${told}`);
     assert.equal(told.length, found === "tcg" ? 1 : 0);
@@ -103,7 +101,7 @@ test("Accelerator.of() boots a guest under KVM, and emulates where that does not
 test("Accelerator.of() ends a guest that hangs, and does not try again where nothing has changed", async (t) => {
   const stage = new Stage(t);
   stage.qemu("trap '' TERM; exec sleep 600");
-  const accelerator = new Accelerator("auto", stage.file, log, { device: stage.image.kernel, timeout: 1_000 });
+  const accelerator = new Accelerator("auto", stage.file, log, stage.options);
   assert.deepEqual(await Promise.all([1, 2, 3].map(() => accelerator.of(stage.image))), ["tcg", "tcg", "tcg"]);
   assert.equal(stage.pids().length, 1);
   await until("the guest that hangs is gone", () => stage.left().length === 0);
@@ -111,9 +109,14 @@ test("Accelerator.of() ends a guest that hangs, and does not try again where not
 
   assert.equal(await stage.find(), "tcg");
   assert.deepEqual([stage.pids().length, stage.logs[1]], [1, stage.logs[0]]);
+  // Some day it is tried again, for it may have been that image alone.
+  const kept = JSON.parse(readFileSync(stage.file, "utf8"));
+  writeFileSync(stage.file, JSON.stringify({ ...kept, at: kept.at - 86_400_000 }));
+  assert.equal(await stage.find(), "tcg");
+  assert.equal(stage.pids().length, 2);
   stage.qemu("exit 0", "8.0");
   assert.equal(await stage.find(), "kvm");
-  assert.equal(stage.pids().length, 2);
+  assert.equal(stage.pids().length, 3);
 });
 
 test("Accelerator.of() remembers that KVM works for as long as its device is there", async (t) => {

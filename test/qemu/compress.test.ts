@@ -65,7 +65,7 @@ async function sleeper(
   await memory.write(Buffer.alloc(4 * MB, "what a guest has in its memory "), 0, 4 * MB, 12 * MB + noise);
   await memory.sync();
   const launch = { args: [], memory: { bytes, shared: true }, accel: "tcg", image: "", device: null } as const;
-  records.withdraw(await records.begin(launch));
+  await records.begin(launch);
   await asleep(records, plan);
   return { fleet, instance, records, digest: await digestOf(records.ram), bytes };
 }
@@ -327,23 +327,16 @@ test("expand() ends in the middle and leaves the copy alone when it is aborted",
 
 test("lacksCompression() says what is missing", options, async (t) => {
   const folder = temporaryFolder(t);
-  const { PATH } = process.env;
-  cleanup(t).defer(() => void (process.env.PATH = PATH));
   const without = async (name: string, stand?: string) => {
     rmSync(folder, { recursive: true });
     mkdirSync(folder);
     for (const program of ["setpriv", "nice", "ionice", "zstd"]) {
-      const script = program === name
-        ? stand
-        : `exec ${await run("/usr/bin/which", [program], { env: { PATH: PATH! } })} "$@"`;
+      const script = program === name ? stand : `exec ${await run("which", [program])} "$@"`;
       if (script === undefined) continue;
       writeFileSync(join(folder, program), `#!/bin/sh\n${script}\n`);
       chmodSync(join(folder, program), 0o755);
     }
-    process.env.PATH = folder;
-    const reason = await lacksCompression("lz4");
-    process.env.PATH = PATH;
-    return reason;
+    return await lacksCompression("lz4", { PATH: folder });
   };
   assert.equal(await without(""), null);
   assert.match((await without("zstd"))!, /zstd/);

@@ -24,7 +24,7 @@ test("cpio() makes the same bytes of the same entries, each part at a multiple o
   assert.equal(archive.toString("latin1", 0, 6), "070701");
 });
 
-// The kernel that boots from one is the other witness: demo.vm.ts.
+// The kernel that boots from one is the other witness: demo.test.ts.
 test("cpio() is read by cpio", { skip: program ? false : lacking("there is no cpio") }, async () => {
   const { stdout } = await execa("cpio", ["--list", "--verbose", "--numeric-uid-gid"], {
     input: cpio(ENTRIES),

@@ -1,4 +1,4 @@
-// Run by dhcp.vm.ts in a network of its own: the real main.ts and the real dnsmasq, for real machines.
+// Run by dhcp.test.ts in a network of its own: the real main.ts and the real dnsmasq, for real machines.
 import assert from "node:assert/strict";
 import { existsSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { mkdir } from "node:fs/promises";

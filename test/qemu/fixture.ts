@@ -11,12 +11,13 @@ import { QemuDriver } from "../../plugins/qemu/driver.ts";
 import { Fleet, type FleetOptions } from "../../plugins/qemu/fleet.ts";
 import { Images } from "../../plugins/qemu/images.ts";
 import type { DriverName } from "../../plugins/qemu/machine.ts";
+import { missingProgram } from "../../plugins/qemu/programs.ts";
 import { Records } from "../../plugins/qemu/records.ts";
 import { isAlive, type ProcessId } from "../../plugins/shared/proc.ts";
 import type { DriverFixture } from "../contract/driver.ts";
-import { cleanup, temporaryFolder } from "../helpers.ts";
+import { cleanup, temporaryFolder, until } from "../helpers.ts";
 
-const OPTIONS: FleetOptions = {
+export const OPTIONS: FleetOptions = {
   grace: 15_000,
   start_timeout: 30_000,
   boot_timeout: 300_000,
@@ -44,6 +45,7 @@ export function fleetOf(dataDir: string, options = OPTIONS, changed: (id: string
     options,
     owner: OWNER,
     lacking: null,
+    missing: missingProgram,
     changed,
   });
 }
@@ -89,6 +91,13 @@ export class QemuFixture implements DriverFixture {
     this.fleet = undefined;
   }
 
+  /** Makes an instance and starts it; resolves when it runs. */
+  async start(driver: QemuDriver, instance: Instance): Promise<void> {
+    await driver.create(instance);
+    await driver.start(instance, new AbortController().signal);
+    await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+  }
+
   counting = () => this.instance(COUNTING);
   /** What the guest agent and the power button call does nothing. */
   stubborn = () => this.instance(`echo : >/bin/shutdown; ${COUNTING}`);
@@ -101,6 +110,8 @@ export class QemuFixture implements DriverFixture {
       "a folder without an image": this.instance("true", { image: "/etc" }),
       "a name that is a path": this.instance("true", { image: "../images/demo" }),
       "a user of this machine": this.instance("true", { run_as: "nobody" }),
+      "more vcpus than QEMU gives": this.instance("true", { vcpus: 256 }),
+      "less of a disk than its image has": this.instance("true", { hints: { overlay_size: "1MB" } }),
       "less memory than a kernel needs": this.instance("true", { memory_bytes: 1024 * 1024 }),
       "more than a kernel can be told": this.instance("true", { env: { LONG: "x".repeat(2_000) } }),
     };

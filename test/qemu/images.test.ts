@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { mkdirSync, readdirSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { getLogger } from "@logtape/logtape";
@@ -77,10 +77,50 @@ test("Images.add() copies what can be used, under a name that is free, and remov
   await assert.rejects(images.add("two", "relative"), refused("invalid_image", /absolute/));
   await assert.rejects(images.add("two", folderWith(t, "")), refused("invalid_image", /kernel/));
   assert.throws(() => images.read("onee"), refused("image_not_found", /"one"/));
+  const [first, second] = await Promise.allSettled([images.add("two", source), images.add("two", source)]);
+  const loser = first.status === "rejected" ? first : second as PromiseRejectedResult;
+  assert.deepEqual([first.status, second.status].toSorted(), ["fulfilled", "rejected"]);
+  assert.ok(refused("name_conflict", /there already/)(loser.reason));
+  await images.remove("two");
   await images.remove("one");
   await assert.rejects(images.remove("one"), refused("image_not_found", /No image/));
   mkdirSync(folder, { recursive: true });
   assert.deepEqual(readdirSync(folder), []);
+});
+
+test("Images.add() makes a copy that does without what it was made of, links in it included", async (t) => {
+  const images = new Images(join(temporaryFolder(t), "images"));
+  const source = folderWith(t, 'kernel = "k"', { "k-6.1": KERNEL });
+  symlinkSync("k-6.1", join(source, "k"));
+  await images.add("one", source);
+  rmSync(source, { recursive: true });
+  assert.deepEqual(readFileSync(images.read("one").kernel), KERNEL);
+});
+
+test("Images.sweep() removes what a copy or a removal that was cut has left, and nothing else", async (t) => {
+  const folder = temporaryFolder(t);
+  const images = new Images(folder);
+  for (
+    const name of [".one.copy-aB3xYz", ".two.gone-000000", ".packages", ".demo-building-aB3xYz", "one.copy-aB3xYz"]
+  ) {
+    mkdirSync(join(folder, name, "image"), { recursive: true });
+  }
+  await images.sweep();
+  assert.deepEqual(readdirSync(folder).toSorted(), [".demo-building-aB3xYz", ".packages", "one.copy-aB3xYz"]);
+  await new Images(join(folder, "none")).sweep();
+});
+
+test("Images.isSame() knows a folder by every way that leads to it", (t) => {
+  const folder = temporaryFolder(t);
+  const images = new Images(join(folder, "images"));
+  for (const name of ["one", "two"]) mkdirSync(join(folder, "images", name), { recursive: true });
+  symlinkSync("images", join(folder, "link"));
+  for (const path of ["images/one", "images/one/", "images/../images//one", "link/one"]) {
+    assert.ok(images.isSame(`${folder}/${path}`, "one"), path);
+    assert.ok(!images.isSame(`${folder}/${path}`, "two"), path);
+  }
+  assert.ok(!images.isSame("gone", "one"));
+  assert.ok(images.isSame("gone", "gone"));
 });
 
 test("the command image-demo makes a data_dir that is its owner's alone", async (t) => {

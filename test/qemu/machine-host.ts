@@ -1,4 +1,4 @@
-// Run by machine.vm.ts in a network of its own: the real main.ts, the real kernel, real machines.
+// Run by machine.test.ts in a network of its own: the real main.ts, the real kernel, real machines.
 import assert from "node:assert/strict";
 import { readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { existsSync, mkdirSync, renameSync } from "node:fs";
+import { mkdirSync, renameSync } from "node:fs";
 import type { Socket } from "node:net";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
@@ -184,9 +184,17 @@ test(
       child.kill("SIGKILL");
       await child;
     });
-    await until("QEMU listens", () => existsSync(path));
+    let first!: Qmp;
+    await until("QEMU listens", async () => {
+      try {
+        first = await Qmp.connect(path);
+        return true;
+      } catch (error) {
+        if (!["ENOENT", "ECONNREFUSED"].includes((error as NodeJS.ErrnoException).code ?? "")) throw error;
+        return false;
+      }
+    });
     const events: string[] = [];
-    const first = await Qmp.connect(path);
     assert.match(first.version, /^\d+\.\d+\.\d+$/);
     await assert.rejects(Qmp.connect(path, { timeout: 100 }), late, "it greets one client at a time");
     first.close();

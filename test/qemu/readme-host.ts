@@ -1,4 +1,4 @@
-// Run by readme.vm.ts in a network of its own, where the addresses and ports that README.md names are free.
+// Run by readme.test.ts in a network of its own, where the addresses and ports that README.md names are free.
 import assert from "node:assert/strict";
 import { connect } from "node:net";
 import { join } from "node:path";

@@ -30,6 +30,7 @@ export const directPlugin = definePlugin({
     const direct = new Direct({ conntrack: host.use("conntrack"), hypervisor, paths, waker, gateways, log, closing });
     for (const part of [readiness, paths, direct]) host.defer(() => part[Symbol.dispose]());
     const last = { priority: Number.MIN_SAFE_INTEGER };
+    hooks.guard("before:standby", ({ instance }) => direct.ask(instance), { priority: Number.MAX_SAFE_INTEGER });
     hooks.guard("before:standby", async (context) => {
       await paths.leave(context, "standby");
       direct.leave(context.instance);

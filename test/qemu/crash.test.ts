@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { renameSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
@@ -65,9 +66,7 @@ test(
     const fixture = new QemuFixture(t, "qemu-microvm", image, { ram_dir: temporaryFolder(t) });
     const instance = fixture.counting();
     const driver = fixture.open();
-    await driver.create(instance);
-    await driver.start(instance, NEVER);
-    await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+    await fixture.start(driver, instance);
     await driver.standby(instance, NEVER);
     const file = fixture.records(instance).path("snapshot.json");
     const write = (snapshot: unknown) => execa("tee", [file], { input: JSON.stringify(snapshot) });
@@ -77,6 +76,12 @@ test(
     await assert.rejects(next.restore(instance, NEVER), /restarted before/);
     assert.equal((await next.inspect(instance)).state, "Standby");
     await write({ boot: "another", durable: true, full: false });
+    // As a ram_dir that is itself memory loses it.
+    const { ram } = fixture.fleet!.vm(instance.id).records;
+    renameSync(ram, `${ram}.lost`);
+    await assert.rejects(next.restore(instance, NEVER), /its memory is not there any more/);
+    assert.equal((await next.inspect(instance)).state, "Standby");
+    renameSync(`${ram}.lost`, ram);
     assert.equal(await next.restore(instance, NEVER), "Running");
     await next.delete(instance);
   },

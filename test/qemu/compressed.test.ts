@@ -54,9 +54,7 @@ test("a memory is the same for whoever wants it while it is compressed, and afte
     return await fixture.count(instance);
   };
   let driver = fixture.open();
-  await driver.create(instance);
-  await driver.start(instance, NEVER);
-  await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+  await fixture.start(driver, instance);
   await until("it counts", async () => await fixture.count(instance) > 0);
 
   // A fork in the middle of a compression has the memory as it was, and the compression does not begin again before

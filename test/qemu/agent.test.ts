@@ -169,6 +169,20 @@ test("setClock() corrects until it sees the clock right", async (t) => {
   assert.equal(sets, 2);
 });
 
+// R10: a guest with a real hwclock answers up to a second after its clock is right.
+test("setClock() tells that it has set the clock before a slow agent answers", async (t) => {
+  const told = Promise.withResolvers<void>();
+  let offset = -300_000;
+  const { agent } = await answering(t, async (socket, { execute, arguments: { time } }) => {
+    if (execute === "guest-get-time") return say(socket, { return: Math.round((Date.now() + offset) * 1e6) });
+    offset = Number(time) / 1e6 - Date.now();
+    await told.promise;
+    say(socket, { return: {} });
+  });
+  const { offset: left } = await setClock(agent, { told: told.resolve, within: 1_000 });
+  assert.ok(Math.abs(left) <= 1_000, `${left}`);
+});
+
 test("reseed() says that the seed is used later when the guest has neither perl nor python", async (t) => {
   const inputs: number[] = [];
   const { agent } = await answering(t, (socket, { execute, arguments: asked }) => {

@@ -1,12 +1,13 @@
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import process from "node:process";
 import { test } from "node:test";
 import { getLogger } from "@logtape/logtape";
 import type { Network } from "../../main.ts";
 import { Dhcp } from "../../plugins/qemu/dhcp.ts";
 import { dnsmasqArguments, nameservers } from "../../plugins/qemu/dnsmasq.ts";
+import { QemuDriver } from "../../plugins/qemu/driver.ts";
+import { Fleet } from "../../plugins/qemu/fleet.ts";
 import { capturedLogs, cleanup, lacking, temporaryFolder, until } from "../helpers.ts";
 import { inOwnNetwork, lackingNetwork } from "../isolated.ts";
 import { QemuFixture } from "./fixture.ts";
@@ -26,11 +27,11 @@ test(
   async (t) => {
     const image = idleImage(t, { dhcp: true });
     const fixture = new QemuFixture(t, "qemu-microvm", image);
-    const driver = fixture.open();
+    fixture.open();
+    const fleet = new Fleet({ ...fixture.fleet!.context, missing: (programs) => programs[0] });
+    cleanup(t).use(fleet);
+    const driver = new QemuDriver("qemu-microvm", fleet);
     const network = { enabled: true, ip: null, mac: null, ip6: null };
-    const { PATH } = process.env;
-    cleanup(t).defer(() => void (process.env.PATH = PATH));
-    process.env.PATH = temporaryFolder(t);
     const code = "invalid_request";
     const asking = driver.validate(fixture.instance(undefined, { network }));
     await assert.rejects(asking, {

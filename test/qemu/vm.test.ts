@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import process from "node:process";
 import { test } from "node:test";
 import { run } from "../../plugins/shared/run.ts";
-import { lacking, until } from "../helpers.ts";
+import { lacking, temporaryFolder, until } from "../helpers.ts";
 import { QemuFixture } from "./fixture.ts";
 import { demoImage, skipGuest } from "./guest.ts";
 
@@ -65,14 +65,40 @@ test("start() says what QEMU said where it does not run", options, async (t) => 
   assert.deepEqual(fixture.remains(instance), []);
 });
 
+// QEMU stops a guest whose disk cannot be written, rather than tell it.
+test(
+  "inspect() says that there is no room, and a machine goes on once there is",
+  { ...options, skip: needsRoot },
+  async (t) => {
+    const fixture = new QemuFixture(t, "qemu-microvm", image, { ram_dir: temporaryFolder(t) });
+    await run("mount", ["-t", "tmpfs", "-o", "size=6m", "dormouse-test", fixture.dataDir]);
+    try {
+      const driver = fixture.open();
+      const instance = fixture.instance("dd if=/dev/zero of=/data/file bs=1M count=30; sync; exit 5");
+      await driver.create(instance);
+      await driver.start(instance, NEVER);
+      const reading = () => driver.inspect(instance);
+      await until("the disk is full", async () => (await reading()).state === "Unknown", 60_000);
+      const full = await reading();
+      assert.match(full.state === "Unknown" ? full.error : full.state, /disk cannot be written/);
+      await run("mount", ["-o", "remount,size=100m", fixture.dataDir]);
+      await until("it has written all", async () => (await reading()).state === "Stopped", 60_000);
+      const ended = await reading();
+      assert.equal(ended.state === "Stopped" && ended.exit_code, 5);
+    } finally {
+      await fixture.fleet!.sweep(new Set());
+      await fixture.close();
+      await run("umount", ["--lazy", fixture.dataDir]);
+    }
+  },
+);
+
 // R12, F3: what a copy does with the memory that it was made of is nobody else's business.
 test("fork() of a sleeping machine leaves the memory of each to itself", options, async (t) => {
   const fixture = new QemuFixture(t, "qemu-microvm", image);
   const source = fixture.counting();
   const driver = fixture.open();
-  await driver.create(source);
-  await driver.start(source, NEVER);
-  await until("it runs", async () => (await driver.inspect(source)).state === "Running", 60_000);
+  await fixture.start(driver, source);
   await driver.standby(source, NEVER);
   const at = await fixture.count(source);
   const digest = () => run("sha256sum", [fixture.records(source).ram]);

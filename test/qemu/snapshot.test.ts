@@ -14,9 +14,7 @@ test("restore() starts a machine anew whose state is broken only where its polic
   const fixture = new QemuFixture(t, "qemu-microvm", image);
   const instance = fixture.counting();
   const driver = fixture.open();
-  await driver.create(instance);
-  await driver.start(instance, NEVER);
-  await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+  await fixture.start(driver, instance);
   await driver.standby(instance, NEVER);
   await execa("truncate", ["--size=1000", fixture.records(instance).path("state")]);
   for (let round = 0; round < 2; round++) {

@@ -1,0 +1,19 @@
+import type { QmpEvent } from "./qmp.ts";
+import type { Records } from "./records.ts";
+
+/** Why QEMU ended by itself, by the reason of its SHUTDOWN event. */
+const ENDINGS: Record<string, string> = {
+  "guest-shutdown": "the guest powered off",
+  "guest-reset": "the guest restarted, which ends it",
+  "guest-panic": "the guest's kernel panicked",
+  "host-qmp-quit": "it was powered off",
+  "host-signal": "QEMU was ended by a signal",
+  "host-error": "QEMU met an error",
+};
+
+/** Writes down how a machine ended, where the event tells of that. @throws where it cannot be written */
+export function keepEnding(records: Records, { event, data }: QmpEvent): void {
+  if (event !== "SHUTDOWN") return;
+  const [reason, exit_code] = [String(data.reason), records.exitCode()];
+  records.end({ exit_code, exit_message: exit_code === null ? ENDINGS[reason] ?? reason : null });
+}

@@ -1,0 +1,58 @@
+import assert from "node:assert/strict";
+import { existsSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { test, type TestContext } from "node:test";
+import { Records } from "../../plugins/qemu/records.ts";
+import { cleanup, lacking, temporaryFolder } from "../helpers.ts";
+import { fleetOf, OPTIONS } from "./fixture.ts";
+
+function recordsOf(t: TestContext): Records {
+  const records = new Records(join(temporaryFolder(t), "one"));
+  records.make(null);
+  return records;
+}
+
+test("Records.exitCode() reads what a guest wrote, however much that is", (t) => {
+  const records = recordsOf(t);
+  for (
+    const [text, code] of [["", null], ["0\n", 0], ["255\n", 255], ["7", null], ["7\nmore", 7], [
+      "1234\n",
+      null,
+    ]] as const
+  ) {
+    writeFileSync(records.path("exit"), text);
+    assert.equal(records.exitCode(), code, JSON.stringify(text));
+  }
+  // More than a string can hold.
+  truncateSync(records.path("exit"), 2 ** 32);
+  assert.equal(records.exitCode(), null);
+});
+
+// A disk that is full, or a loss of power.
+test("Records.ended() knows nothing of an end that was not written whole", (t) => {
+  const records = recordsOf(t);
+  assert.equal(records.ended(), undefined);
+  for (const text of ["", '{"exit_code":nu']) {
+    writeFileSync(records.path("ended.json"), text);
+    assert.equal(records.ended(), undefined);
+  }
+  records.end({ exit_code: 3, exit_message: null });
+  assert.deepEqual(records.ended(), { exit_code: 3, exit_message: null });
+});
+
+test("Fleet.sweep() removes what is nobody's, and in ram_dir only that", {
+  skip: lacking(process.platform === "linux" ? null : "it needs Linux"),
+}, async (t) => {
+  const ram_dir = temporaryFolder(t);
+  // A host on another data_dir, and what has nothing to do with any.
+  const [one, other] = [1, 2].map(() => fleetOf(temporaryFolder(t), { ...OPTIONS, ram_dir }));
+  for (const fleet of [one, other]) cleanup(t).defer(() => fleet[Symbol.asyncDispose]());
+  one.vm("mine").records.make(null);
+  one.vm("stray").records.make(null);
+  other.vm("theirs").records.make(null);
+  writeFileSync(join(ram_dir, "notes"), "");
+  assert.deepEqual(await one.sweep(new Set(["mine"])), ["stray"]);
+  const left = ["mine", "theirs", "notes", "stray"].map((name) => existsSync(join(ram_dir, name)));
+  assert.deepEqual(left, [true, true, true, false]);
+});
