@@ -41,7 +41,11 @@ const STEPS = {
   pause: async (driver, instance) => (await driver.pause!(instance), { state: "Paused" }),
   resume: async (driver, instance) => (await driver.resume!(instance), { state: "Running" }),
   standby: async (driver, instance, signal) => (await driver.standby!(instance, signal), { state: "Standby" }),
-  restore: async (driver, instance, signal) => ({ state: await driver.restore!(instance, signal) }),
+  // A fork of one that slept has never been started before.
+  restore: async (driver, instance, signal, now) => {
+    const state = await driver.restore!(instance, signal);
+    return { state, started_at: instance.started_at ?? now() };
+  },
 } satisfies Record<Step, (d: Driver, i: Instance, signal: AbortSignal, now: () => number) => Promise<Outcome>>;
 
 const NEEDS: Record<Step, Feature | undefined> = {

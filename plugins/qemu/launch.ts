@@ -165,6 +165,7 @@ export function lastLine(log: string, size = 0): string {
   return readFileSync(log).subarray(size).toString("utf8").trim().split("\n").at(-1) || "it said nothing";
 }
 
-function sizeOf(log: string): number {
+/** Bytes of a log, which may not be there. */
+export function sizeOf(log: string): number {
   return statSync(log, { throwIfNoEntry: false })?.size ?? 0;
 }

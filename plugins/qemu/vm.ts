@@ -5,12 +5,12 @@ import { bootId, isAlive, type ProcessId, signalProcess } from "../shared/proc.t
 import { Agent } from "./agent.ts";
 import type { Image } from "./images.ts";
 import { keepEnding } from "./endings.ts";
-import { type ConnectOptions, connectQmp, holdQemu, lastLine, untilDead } from "./launch.ts";
+import { type ConnectOptions, connectQmp, holdQemu, lastLine, sizeOf, untilDead } from "./launch.ts";
 import type { Qmp, QmpEvent } from "./qmp.ts";
 import type { Exit, Launch, Owner, Records, Snapshot } from "./records.ts";
 import { settled } from "./settled.ts";
 import { cancelSave, loadState, saveState } from "./snapshot.ts";
-import { within } from "./socket.ts";
+import { ConnectionLost, within } from "./socket.ts";
 
 /** Milliseconds for a monitor to answer where nothing keeps it. */
 const ANSWER_MS = 5_000;
@@ -97,6 +97,7 @@ export class Vm implements Disposable {
     signal.throwIfAborted();
     await this.end();
     const full = incoming && (records.snapshot()?.full ?? false);
+    const logged = sizeOf(records.qemuLog);
     // On its way to the disk while the process is made.
     const begun = records.begin(wanted);
     begun.catch(() => {}); // seen below, unless there is no process
@@ -122,7 +123,8 @@ export class Vm implements Disposable {
     } catch (error) {
       // Of a state that was spent and a machine that stands still, the next look makes one that runs.
       if (!incoming || records.has("state")) await this.end();
-      throw error;
+      const said = error instanceof ConnectionLost ? lastLine(records.qemuLog, logged) : "";
+      throw said === "" ? error : new Error(`QEMU ended: ${said}`, { cause: error });
     }
   }
 

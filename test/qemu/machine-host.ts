@@ -14,6 +14,7 @@ const BRIDGE = "dmqemu0";
 interface Shown {
   id: string;
   state: string;
+  started_at: string | null;
   timed_out: boolean;
   network: { ip: string; ip6: string | null };
 }
@@ -222,6 +223,7 @@ test("forks of a sleeping machine answer with their own names on their own addre
     const fork = await host.call<Shown>("POST", "/source/fork", { name, target_state: "Running" });
     console.log(`seen: ${name} was forked within ${Math.round(performance.now() - began)} ms`);
     assert.equal(fork.state, "Running");
+    assert.ok(fork.started_at);
     assert.notEqual(fork.network.ip, network.ip);
     const own = await report(fork.network.ip);
     assert.deepEqual([own.hostname, own.requests, own.boots], [name, 2, 1]);
