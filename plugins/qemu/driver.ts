@@ -91,7 +91,7 @@ export class QemuDriver implements Driver {
     return await this.#fleet.turn(instance.id, async (vm) => {
       signal.throwIfAborted();
       const { state } = await vm.look();
-      if (state === "Paused") await vm.resume();
+      if (state === "Paused") return await this.#resume(vm, instance);
       if (state === "Standby") return await this.#wake(vm, instance, signal);
       if (state === "Stopped") await this.#power.boot(vm, instance, signal);
       return this.#power.watch(vm, instance);
@@ -150,9 +150,9 @@ export class QemuDriver implements Driver {
     });
   }
 
-  async resume({ id }: Instance): Promise<void> {
-    await this.#fleet.turn(id, async (vm) => {
-      if ((await vm.look()).state === "Paused") await vm.resume();
+  async resume(instance: Instance): Promise<void> {
+    await this.#fleet.turn(instance.id, async (vm) => {
+      if ((await vm.look()).state === "Paused") await this.#resume(vm, instance);
     });
   }
 
@@ -239,6 +239,15 @@ export class QemuDriver implements Driver {
     return withoutReturns(
       this.#fleet.logs.of(source === "app" ? id : `${id} vmm`, file).lines({ tail, follow, signal }),
     );
+  }
+
+  /** Its clock has stood still with it. */
+  async #resume(vm: Vm, instance: Instance): Promise<"Initializing" | "Running"> {
+    // What was told it before the pause is begun anew.
+    this.#fleet.unwatch(instance.id);
+    if (this.#power.image(instance).agent) vm.records.mark("stale");
+    await vm.resume();
+    return this.#power.watch(vm, instance);
   }
 
   /** Restores it, or boots it anew where that fails and its policy is to lose its memory rather than its service. */

@@ -18,8 +18,8 @@ import { wire as attach } from "./wire.ts";
 const ASK_MS = 3_000;
 /** Milliseconds for a copy to take its own place before its restore is answered; it goes on after that. */
 const SETTLE_MS = 20_000;
-/** Milliseconds until a guest that could not be spoken with is spoken to again. */
-const RETRY_MS = 1_000;
+/** Milliseconds until a guest that could not be spoken with is spoken to again: the first time, and at most. */
+const [RETRY_MS, LONGEST_RETRY_MS] = [1_000, 30_000];
 
 /** Brings the machines of one kind up: boots them, wakes them, and notices when their guests are ready. */
 export class Power {
@@ -91,6 +91,7 @@ export class Power {
     const prepare = foreign && device !== null
       ? async ({ qmp }: Link) => void await qmp.execute("set_link", { name: "net", up: false })
       : undefined;
+    if (image.agent) records.mark("stale");
     const { vcpus } = sizeOf(instance, image);
     const joins = this.#fleet.limits.prepare(instance.id, { vcpus, bytes: memory.bytes, accel });
     const wanted = { args, accel, device, memory, image: before.image, joins };
@@ -100,24 +101,52 @@ export class Power {
         this.#warn(instance, error) // which is tried again until it works
       );
     } else if (image.agent) {
-      await abortable(this.#freshen(link, instance), signal).catch(() => {}); // it runs, whoever waits for it
+      await abortable(this.#freshen(instance), signal).catch(() => {}); // it runs, whoever waits for it
     }
     return this.watch(vm, instance);
   }
 
   /**
-   * Tells a guest what it could not notice in its sleep. Resolves when its clock is right; its random numbers are in no
-   * hurry, as nobody else was made of this memory.
+   * Tells a guest what it could not notice in its sleep, until it has taken it up. Resolves when its clock is right, or
+   * when that takes longer; its random numbers are in no hurry, as nobody else was made of this memory.
    */
-  #freshen({ agent }: Link, instance: Instance): Promise<void> {
+  #freshen(instance: Instance): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
+    const vm = this.#fleet.vm(instance.id);
     this.#fleet.watch(instance.id, async (gone) => {
-      const warn = (error: unknown) => gone.aborted || this.#warn(instance, error);
-      await rewind(agent, gone, resolve).catch(warn);
-      resolve();
-      await refresh(agent, gone).catch(warn);
+      try {
+        let pause = RETRY_MS;
+        while (!await this.#rewound(vm, instance, { gone, told: resolve, first: pause === RETRY_MS })) {
+          resolve();
+          await delay(pause, { signal: gone });
+          pause = Math.min(pause * 2, LONGEST_RETRY_MS);
+        }
+        if (vm.link) await refresh(vm.link.agent, gone);
+      } catch (error) {
+        if (!gone.aborted) this.#warn(instance, error);
+      } finally {
+        resolve();
+      }
     });
     return promise;
+  }
+
+  /** Whether it has taken up what time it is, or is gone. */
+  async #rewound(
+    { records, link }: Vm,
+    instance: Instance,
+    { gone, told, first }: { gone: AbortSignal; told: () => void; first: boolean },
+  ): Promise<boolean> {
+    try {
+      if (!link) return true;
+      await rewind(link.agent, gone, told);
+      records.unmark("stale");
+      return true;
+    } catch (error) {
+      gone.throwIfAborted();
+      if (first) this.#warn(instance, error);
+      return false;
+    }
   }
 
   /** Notices when it is ready, where it is not; the state that it has now. */
@@ -125,7 +154,11 @@ export class Power {
     const { records } = vm;
     const { id } = instance;
     this.#fleet.watchLogs(id);
-    if (records.isMarked("ready")) return "Running";
+    if (records.isMarked("ready")) {
+      // A host that died on the way, or a pause, has left it with the time of before.
+      if (records.isMarked("stale") && !this.#fleet.isWatched(id)) void this.#freshen(instance);
+      return "Running";
+    }
     const readiness = readinessOf(instance, this.image(instance));
     if (isAtOnce(readiness)) {
       records.mark("ready");

@@ -53,8 +53,8 @@ export interface Exit {
   exit_message: string | null;
 }
 
-/** It was ready; it was paused by us; it is a copy that was not told yet who it is. */
-export type Mark = "ready" | "paused" | "foreign";
+/** It was ready; it was paused by us; it is a copy that was not told yet who it is; it was not told yet what time it is. */
+export type Mark = "ready" | "paused" | "foreign" | "stale";
 
 export interface Owner {
   readonly uid: number;
@@ -107,7 +107,17 @@ export class Records extends Memory {
   /** Nothing that tells of the run before. */
   clear(): void {
     for (
-      const name of ["paused", "state", "state.spent", "state.tmp", "snapshot.json", "ready", "foreign", "ended.json"]
+      const name of [
+        "paused",
+        "state",
+        "state.spent",
+        "state.tmp",
+        "snapshot.json",
+        "ready",
+        "foreign",
+        "stale",
+        "ended.json",
+      ]
     ) {
       rmSync(this.path(name), { force: true });
     }

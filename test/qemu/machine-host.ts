@@ -209,7 +209,12 @@ test("fifty rounds of standby and restore lose nothing, leave nothing behind and
 // F1, F3: each copy is somebody of its own before it is told of; and its source sleeps on, as it was.
 test("forks of a sleeping machine answer with their own names on their own addresses", async (t) => {
   const host = await Host.begin(t);
-  const { network } = await host.call<Shown>("POST", "", { name: "source", image: "demo" });
+  const { network } = await host.call<Shown>("POST", "", {
+    name: "source",
+    image: "demo",
+    // Else a connection that the guest has not quite ended in its sleep wakes it.
+    wake: { enabled: false },
+  });
   await host.becomes("source", "Running");
   assert.equal((await report(network.ip)).requests, 1);
   await host.asleep("source");

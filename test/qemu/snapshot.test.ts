@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { execa } from "execa";
+import { delay } from "../../plugins/shared/async.ts";
+import { clockOffset } from "../../plugins/qemu/tasks.ts";
 import { until } from "../helpers.ts";
 import { QemuFixture } from "./fixture.ts";
 import { demoImage, skipGuest } from "./guest.ts";
@@ -8,6 +10,48 @@ import { demoImage, skipGuest } from "./guest.ts";
 const NEVER = new AbortController().signal;
 const image = skipGuest ? "" : await demoImage();
 const options = { skip: skipGuest, timeout: 300_000 };
+
+// R10: whoever has it next pays what was owed to it, and a pause is a sleep to its clock.
+test("a guest is told what time it is, by the next host where one died before", options, async (t) => {
+  const fixture = new QemuFixture(t, "qemu-microvm", image);
+  const instance = fixture.counting();
+  let driver = fixture.open();
+  await fixture.start(driver, instance);
+  const off = async () => {
+    const { offset, uncertainty } = await clockOffset(fixture.fleet!.vm(instance.id).link!.agent);
+    return Math.abs(offset) - uncertainty;
+  };
+  const { agent } = fixture.fleet!.vm(instance.id).link!;
+  await agent.call("guest-set-time", { time: (Date.now() - 60_000) * 1e6 });
+  fixture.records(instance).mark("stale");
+  await fixture.close();
+  driver = fixture.open();
+  assert.equal((await driver.adopt(instance)).state, "Running");
+  const paid = () => until("it was told", () => !fixture.records(instance).isMarked("stale"), 60_000);
+  await paid();
+  assert.ok(await off() < 100);
+
+  await driver.pause(instance);
+  await delay(500);
+  await driver.resume(instance);
+  await paid();
+  assert.ok(await off() < 100);
+
+  // An agent that is away for longer than anybody waits for it.
+  const away = "pidof qemu-ga >/run/ga; kill -STOP $(cat /run/ga); sleep 4; kill -CONT $(cat /run/ga)";
+  await driver.exec(instance, {
+    command: ["sh", "-c", `(${away}) >/dev/null 2>&1 &`],
+    timeout_ms: 5_000,
+    max_output: 0,
+  });
+  await driver.standby(instance, NEVER);
+  await delay(500);
+  assert.equal(await driver.restore(instance, NEVER), "Running");
+  assert.ok(fixture.records(instance).isMarked("stale"));
+  await paid();
+  assert.ok(await off() < 100);
+  await driver.delete(instance);
+});
 
 // R10: it stays asleep with its state as it was, unless it is to start anew.
 test("restore() starts a machine anew whose state is broken only where its policy says so", options, async (t) => {
