@@ -65,10 +65,10 @@ class Host {
     await until("the host answers", () => fetch(`${this.#base}/health`).then((r) => r.ok, () => false), 30_000);
   }
 
-  /** What there is of its machines. */
+  /** What there is of its machines, but for the mark of one that is just being told what time it is. */
   files(): string[] {
     const folder = join(dirname(this.#config), "data", "qemu", "instances");
-    return readdirSync(folder, { recursive: true, encoding: "utf8" });
+    return readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((path) => !path.endsWith("/stale"));
   }
 
   /** How many files and connections it has open. */
