@@ -95,7 +95,7 @@ export class Power {
     const { vcpus } = sizeOf(instance, image);
     const joins = this.#fleet.limits.prepare(instance.id, { vcpus, bytes: memory.bytes, accel });
     const wanted = { args, accel, device, memory, image: before.image, joins };
-    const link = await vm.start(wanted, image, { signal, incoming: true, ...(prepare && { prepare }) });
+    await vm.start(wanted, image, { signal, incoming: true, ...(prepare && { prepare }) });
     if (foreign) {
       await this.#settle(vm, instance, AbortSignal.any([signal, AbortSignal.timeout(SETTLE_MS)])).catch((error) =>
         this.#warn(instance, error) // which is tried again until it works
