@@ -1,19 +1,10 @@
 import { lstatSync, readlinkSync, type Stats } from "node:fs";
 import { join } from "node:path";
 import type { PathInfo } from "../../main.ts";
+import { ABSENT } from "../shared/absent.ts";
 
 /** As many symbolic links as Linux follows. */
 const MAX_LINKS = 40;
-
-const ABSENT: PathInfo = {
-  exists: false,
-  is_dir: false,
-  is_file: false,
-  is_symlink: false,
-  link_target: null,
-  mode: 0,
-  size: 0,
-};
 
 /** A path that was found below a root. */
 export interface Found {

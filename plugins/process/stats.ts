@@ -1,5 +1,5 @@
-import { readFileSync } from "node:fs";
 import type { Stats } from "../../main.ts";
+import { cableBytes } from "../shared/cable.ts";
 import { Cgroup } from "../shared/cgroup.ts";
 import { processMemory, processStat } from "../shared/proc.ts";
 import type { Enclosure } from "./enclosure.ts";
@@ -16,20 +16,8 @@ export function statsOf(enclosure: Enclosure, device: string | null): Stats {
     cpu_seconds: counted ?? sum(members.map((pid) => processStat(pid)?.cpuSeconds ?? 0)),
     memory_rss_bytes: sum(memory.map(({ rss }) => rss)),
     memory_vms_bytes: sum(memory.map(({ vms }) => vms)),
-    // What the host's end of the cable sends is what the instance receives.
-    network_rx_bytes: counter(device, "tx_bytes"),
-    network_tx_bytes: counter(device, "rx_bytes"),
+    ...cableBytes(device),
   };
-}
-
-function counter(device: string | null, name: string): number {
-  if (device === null) return 0;
-  try {
-    return Number(readFileSync(`/sys/class/net/${device}/statistics/${name}`, "latin1"));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return 0;
-    throw error;
-  }
 }
 
 function sum(numbers: number[]): number {

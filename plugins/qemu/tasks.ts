@@ -1,6 +1,7 @@
 /** What the driver has the guest do, beyond running commands: each in as few questions as it takes. */
 import { randomBytes } from "node:crypto";
 import type { ExecResult, PathInfo } from "../../main.ts";
+import { ABSENT } from "../shared/absent.ts";
 import { type Agent, AgentError, type CallOptions } from "./agent.ts";
 import { execute } from "./exec.ts";
 
@@ -169,15 +170,6 @@ export LC_ALL=C
 stat $1 -c '%f %s' -- "$2" || exit 1
 [ "$1" = -L ] || [ ! -L "$2" ] || { readlink -n -- "$2" && printf .; }
 `;
-const ABSENT: PathInfo = {
-  exists: false,
-  is_dir: false,
-  is_file: false,
-  is_symlink: false,
-  link_target: null,
-  mode: 0,
-  size: 0,
-};
 
 /** What is at a path in the guest. @throws {TaskError} where that cannot be told */
 export async function stat(agent: Agent, path: string, follow: boolean, options: TaskOptions = {}): Promise<PathInfo> {
