@@ -18,6 +18,7 @@ import { Channel } from "./plugins/shared/delivery.ts";
 import { DormouseError, messageOf, Veto } from "./plugins/shared/errors.ts";
 import { configureLogging } from "./plugins/shared/logging.ts";
 import { importPlugin, inOrder, neededFor } from "./plugins/shared/modules.ts";
+import { nextSignal } from "./plugins/shared/signals.ts";
 
 export type * from "./plugins/shared/contracts.ts";
 export type * from "./plugins/shared/features.ts";
@@ -683,12 +684,6 @@ async function main(argv: string[]): Promise<number> {
   if (stop) log.info("Closing on {signal}; instances go on running", { signal: await stop });
   await host.close();
   return 0;
-}
-
-function nextSignal(): Promise<string> {
-  return new Promise((resolve) => {
-    for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => resolve(signal));
-  });
 }
 
 // Not a top-level await: plugins import this module, which would then never finish loading.

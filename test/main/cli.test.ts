@@ -136,6 +136,21 @@ describe("main() runs", () => {
     });
   }
 
+  // execa ends the process by the signal where it finds that nobody else listens to it.
+  it("a signal closes the plugins where one of them runs a child", async (t) => {
+    const parent = `import { execa } from ${JSON.stringify(import.meta.resolve("execa"))};
+    export default { setup(host) {
+      const child = execa("sleep", ["600"], { reject: false });
+      host.defer(async () => { child.kill(); await child; console.log("closed"); });
+      host.hooks.guard("host:ready", () => console.log("ready"));
+    } }`;
+    const child = runMain(t, ["--config", project(t, { parent })]);
+    await says(child, "ready");
+    process.kill(child.pid!, "SIGTERM");
+    const { exitCode, stdout, stderr } = await child;
+    assert.deepEqual([exitCode, stdout], [0, "ready\nclosed"], stderr);
+  });
+
   it("a second signal exits at once when a closer hangs", async (t) => {
     const hangs = `export default { setup(host) {
       host.defer(() => { console.log("closing"); return new Promise((resolve) => setTimeout(resolve, 600_000)); });
