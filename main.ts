@@ -128,8 +128,8 @@ export interface Driver {
   readonly features: ReadonlySet<Feature>;
   /** Why it cannot run anything here, or null when it can. */
   unavailable(): string | null;
-  /** Refuses what it could not run, before anything is made. @throws {DormouseError} with a 4xx code */
-  validate(instance: Instance): void | Promise<void>;
+  /** Refuses what it could not run, before anything is made; returns the size that it gives. @throws {DormouseError} 4xx */
+  validate(instance: Instance): contracts.Size | void | Promise<contracts.Size | void>;
   /** Makes what outlives a stop: folders, disks. */
   create(instance: Instance): Promise<void>;
   /** Resolves once it runs; `Initializing` when it reports ready later, by {@linkcode Hypervisor.changed}. */

@@ -1,10 +1,9 @@
 /** Tests that need a network of their own: run as another process, which the machine's own network never sees. */
 import assert from "node:assert/strict";
-import { existsSync } from "node:fs";
-import { join } from "node:path";
 import process from "node:process";
 import { execa } from "execa";
 import { unsupported } from "../plugins/network/bridge.ts";
+import { missingProgram } from "../plugins/shared/programs.ts";
 
 // A network, names of namespaces and a view of its devices that nobody else has, over the cgroups of this machine.
 const PREPARE = `
@@ -19,10 +18,7 @@ exec "$@"
 
 /** What this machine lacks for that, the programs of the test's own included; null where nothing is missing. */
 export function lackingNetwork(...programs: string[]): string | null {
-  const folders = (process.env.PATH ?? "").split(":");
-  const missing = ["ip", "nft", "conntrack", "unshare", ...programs].find((name) =>
-    !folders.some((folder) => existsSync(join(folder, name)))
-  );
+  const missing = missingProgram(["ip", "nft", "conntrack", "unshare", ...programs]);
   return unsupported() ?? (missing ? `there is no ${missing}` : null);
 }
 

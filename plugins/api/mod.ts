@@ -9,6 +9,7 @@ import { messageOf } from "../shared/errors.ts";
 import { parseListen } from "../shared/listen.ts";
 import { createApp } from "./app.ts";
 import { documentRoutes } from "./docs.ts";
+import { Execs } from "./execs.ts";
 import { Idempotency } from "./idempotency.ts";
 import { ApiOptions } from "./options.ts";
 import { RouteTable } from "./routes.ts";
@@ -42,7 +43,7 @@ export default definePlugin<ApiOptions>({
     };
     instanceRoutes(api, hypervisor, new Idempotency(host.use("store"), hypervisor, host.hooks));
     actionRoutes(api, hypervisor);
-    inspectionRoutes(api, hypervisor);
+    inspectionRoutes(api, hypervisor, new Execs(host.hooks));
     hostRoutes(api, host, hypervisor, host.find("network"));
     const setApp = documentRoutes(api, host.version);
     host.provide("api", api);

@@ -1,8 +1,7 @@
 /** The source for this process: netlink where the runtime can call libc, else the `conntrack` program. */
-import { existsSync } from "node:fs";
-import { join } from "node:path";
 import process from "node:process";
 import { messageOf } from "../shared/errors.ts";
+import { missingProgram } from "../shared/programs.ts";
 import type { ConntrackSource, SourceOptions } from "./flow.ts";
 import { NetlinkSource } from "./netlink.ts";
 import { ProgramSource } from "./program.ts";
@@ -24,8 +23,7 @@ export function openConntrack({ mode, ...options }: OpenOptions): ConntrackSourc
     }
   }
   if (mode !== "netlink") {
-    const folders = (process.env.PATH ?? "").split(":");
-    if (folders.some((folder) => existsSync(join(folder, "conntrack")))) return new ProgramSource(options);
+    if (missingProgram(["conntrack"]) === undefined) return new ProgramSource(options);
     reasons.push("there is no conntrack program");
   }
   throw new Error(`Cannot read conntrack: ${reasons.join(", ")}`);

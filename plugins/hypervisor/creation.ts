@@ -36,8 +36,7 @@ export class Creation {
       this.#reserving(draft.name, () =>
         this.#registry.lanes.enter(draft.id, "create", async (signal) => {
           await ask(this.#registry, "create", draft, origin, signal);
-          await validate(driver, draft, "create");
-          const instance = this.#insert(draft, "create", origin);
+          const instance = this.#insert(await validate(driver, draft, "create"), "create", origin);
           return await this.#orRemove(instance, "create", async () => {
             await driver.create(instance);
             const state = await driver.start(instance, signal);

@@ -181,10 +181,10 @@ export async function removeNow(registry: Registry, instance: Instance, origin: 
   readings.forget(instance.id);
 }
 
-/** @throws {DormouseError} the driver's own, or `driver_failed` where it broke */
-export async function validate(driver: Driver, instance: Instance, request: string): Promise<void> {
+/** The instance with the size that it gets. @throws {DormouseError} the driver's own, or `driver_failed` where it broke */
+export async function validate(driver: Driver, instance: Instance, request: string): Promise<Instance> {
   try {
-    await driver.validate(instance);
+    return { ...instance, ...await driver.validate(instance) };
   } catch (error) {
     throw failure(request, instance, error);
   }

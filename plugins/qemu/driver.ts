@@ -1,6 +1,5 @@
-import { existsSync } from "node:fs";
 import { type ExecRequest, type ExecResult, type Feature, type Instance, type LogRequest } from "../../main.ts";
-import { DormouseError, type Driver, type PathInfo, type Reading, type Stats } from "../../main.ts";
+import { DormouseError, type Driver, type PathInfo, type Reading, type Size, type Stats } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { formatSize } from "../shared/size.ts";
 import { putAway } from "./asleep.ts";
@@ -53,7 +52,7 @@ export class QemuDriver implements Driver {
     return this.#fleet.context.lacking;
   }
 
-  async validate(instance: Instance): Promise<void> {
+  async validate(instance: Instance): Promise<Size> {
     const image = this.#power.image(instance);
     if (instance.run_as !== null) {
       throw new DormouseError("invalid_request", `Wrong value of "run_as": a machine has users of its own`);
@@ -75,6 +74,7 @@ export class QemuDriver implements Driver {
       throw new DormouseError("invalid_request", `Wrong value of "image": ${reason}`);
     }
     kernelCommandLine(instance, { image, network: LONGEST, driver: this.name, accel: "tcg" });
+    return { vcpus, memory_bytes: instance.memory_bytes ?? image.size };
   }
 
   async create(instance: Instance): Promise<void> {
@@ -101,10 +101,10 @@ export class QemuDriver implements Driver {
   async stop(instance: Instance, signal: AbortSignal): Promise<Exit> {
     const { id } = instance;
     return await this.#fleet.turn(id, async (vm) => {
+      await this.#rouse(vm, instance, signal);
       await this.#fleet.quiet(id);
       this.#fleet.unwatchLogs(id);
-      const ready = vm.records.isMarked("ready");
-      const ask = (link: Link) => this.#power.ask(link, instance, ready);
+      const ask = (link: Link, signal: AbortSignal) => this.#power.ask(link, instance, signal);
       const exit = await vm.stop(ask, this.#fleet.context.options.grace, signal);
       await this.#fleet.limits.remove(id);
       return exit;
@@ -136,7 +136,7 @@ export class QemuDriver implements Driver {
 
   async adopt(instance: Instance): Promise<Reading> {
     const { records } = this.#fleet.vm(instance.id);
-    await this.#fleet.logs.of(instance.id, records.log).recover();
+    await this.#fleet.recoverLogs(instance.id);
     const reading = await this.inspect(instance);
     if (reading.state !== "Stopped" && reading.state !== "Unknown") await this.#power.serveAgain(instance);
     if (reading.state === "Standby") putAway(this.#fleet, instance);
@@ -231,14 +231,9 @@ export class QemuDriver implements Driver {
 
   /** @throws {DormouseError} `log_not_found`, at once and not with the first line */
   logs({ id, name }: Instance, { source, tail, follow, signal }: LogRequest): AsyncIterable<string> {
-    const { records } = this.#fleet.vm(id);
-    const file = source === "app" ? records.log : source === "vmm" ? records.qemuLog : undefined;
-    if (file === undefined || !existsSync(file)) {
-      throw new DormouseError("log_not_found", `No log of source "${source}" for instance "${name}"`);
-    }
-    return withoutReturns(
-      this.#fleet.logs.of(source === "app" ? id : `${id} vmm`, file).lines({ tail, follow, signal }),
-    );
+    const log = this.#fleet.log(id, source);
+    if (log) return withoutReturns(log.lines({ tail, follow, signal }));
+    throw new DormouseError("log_not_found", `No log of source "${source}" for instance "${name}"`);
   }
 
   /** Its clock has stood still with it. */
@@ -255,15 +250,26 @@ export class QemuDriver implements Driver {
     try {
       return await this.#power.restore(vm, instance, signal);
     } catch (error) {
-      const { name, policies } = instance;
-      if (signal.aborted || policies.restore_fallback !== "start" || !vm.records.snapshot()) {
+      if (signal.aborted || instance.policies.restore_fallback !== "start" || !vm.records.snapshot()) {
         putAway(this.#fleet, instance);
         throw error;
       }
-      const reason = messageOf(error);
-      this.#fleet.context.log.warn("Starting {name} anew, its memory is lost: {reason}", { name, reason });
-      await this.#power.boot(vm, instance, signal);
+      try {
+        await this.#power.boot(vm, instance, signal);
+      } finally {
+        if (!vm.records.snapshot()) this.#fleet.context.lost(instance, messageOf(error));
+      }
       return this.#power.watch(vm, instance);
+    }
+  }
+
+  /** What a guest has not written to its disk yet is in its memory: one that sleeps wakes to end as others do. */
+  async #rouse(vm: Vm, instance: Instance, signal: AbortSignal): Promise<void> {
+    try {
+      if ((await vm.look()).state === "Standby") await this.#power.restore(vm, instance, signal);
+    } catch (error) {
+      const [{ name }, reason] = [instance, messageOf(error)];
+      this.#fleet.context.log.warn("Ending {name} as it is, without waking it: {reason}", { name, reason });
     }
   }
 

@@ -1,8 +1,9 @@
-import { mkdirSync, readdirSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Logger } from "@logtape/logtape";
-import type { Network } from "../../main.ts";
+import type { Instance, Network } from "../../main.ts";
 import { LogKeeper } from "../shared/log-keeper.ts";
+import type { InstanceLog } from "../shared/logs.ts";
 import type { Accelerator } from "./accel.ts";
 import { Compressor } from "./compress.ts";
 import { Dhcp } from "./dhcp.ts";
@@ -43,13 +44,24 @@ export interface FleetContext {
   missing(programs: readonly string[]): string | undefined;
   /** Told that an instance should be looked at. */
   changed(id: string, cause: string): void;
+  /** Told that an instance has lost its memory, since it could not be restored. */
+  lost(instance: Instance, reason: string): void;
 }
+
+/** Where the logs of a machine are: its console, what QEMU says of it, and what is to be its exit code. */
+const LOGS = {
+  app: (records: Records) => records.log,
+  vmm: (records: Records) => records.qemuLog,
+  exit: (records: Records) => records.path("exit"),
+};
+type LogName = keyof typeof LOGS;
+const LOG_NAMES = Object.keys(LOGS) as LogName[];
 
 /** The machines of both drivers on one data_dir, each with its turn: what is done with one is done one after the other. */
 export class Fleet implements AsyncDisposable {
   readonly context: FleetContext;
   readonly restores: Slots;
-  readonly logs: LogKeeper;
+  readonly #logs: LogKeeper;
   readonly compressor = new Compressor();
   readonly limits: Limits;
   readonly dhcp: Dhcp;
@@ -68,7 +80,7 @@ export class Fleet implements AsyncDisposable {
     this.restores = new Slots(options.max_concurrent_restores);
     this.limits = new Limits({ parent: options.cgroup_parent, folder: this.#folder, log });
     this.dhcp = new Dhcp({ folder: join(dataDir, "qemu"), network, owner, log });
-    this.logs = new LogKeeper({ maxSize: options.log_max_size, files: options.log_files }, log);
+    this.#logs = new LogKeeper({ maxSize: options.log_max_size, files: options.log_files }, log);
   }
 
   vm(id: string): Vm {
@@ -127,19 +139,28 @@ export class Fleet implements AsyncDisposable {
     await this.compressor.ended(id);
   }
 
-  /** Bounds what a guest can have written: its console, what QEMU says of it, and what is to be its exit code. */
+  /** A log of a machine; undefined where there is none of that source yet. */
+  log(id: string, source: string): InstanceLog | undefined {
+    const path = Object.hasOwn(LOGS, source) ? LOGS[source as LogName](this.vm(id).records) : undefined;
+    return path !== undefined && existsSync(path) ? this.#log(id, source as LogName) : undefined;
+  }
+
+  /** Bounds what a guest can have written. */
   watchLogs(id: string): void {
-    const { records } = this.vm(id);
-    const files = [records.log, records.qemuLog, records.path("exit")];
-    for (const [i, log] of logsOf(id).entries()) {
-      this.logs.of(log, files[i]);
-      this.logs.watch(log);
+    for (const name of LOG_NAMES) {
+      this.#log(id, name);
+      this.#logs.watch(`${id} ${name}`);
     }
   }
 
   /** Nobody writes any more. */
   unwatchLogs(id: string): void {
-    for (const log of logsOf(id)) this.logs.unwatch(log);
+    for (const name of LOG_NAMES) this.#logs.unwatch(`${id} ${name}`);
+  }
+
+  /** Finishes what a host left that died while it rotated. */
+  async recoverLogs(id: string): Promise<void> {
+    for (const name of LOG_NAMES) await this.#log(id, name).recover();
   }
 
   /** Removes the cgroup of a machine that has ended; how that was, which may be known by its cgroup alone. */
@@ -163,7 +184,7 @@ export class Fleet implements AsyncDisposable {
       vm[Symbol.dispose]();
     });
     await this.dhcp.forget(id);
-    for (const log of logsOf(id)) this.logs.forget(log);
+    for (const name of LOG_NAMES) this.#logs.forget(`${id} ${name}`);
     this.#vms.delete(id);
   }
 
@@ -182,11 +203,14 @@ export class Fleet implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const id of [...this.#watches.keys()]) this.unwatch(id);
     for (const vm of this.#vms.values()) vm[Symbol.dispose]();
-    await this.logs[Symbol.asyncDispose]();
+    await this.#logs[Symbol.asyncDispose]();
     await Promise.all(this.#busy);
     await this.dhcp[Symbol.asyncDispose]();
     this.limits[Symbol.dispose]();
   }
-}
 
-const logsOf = (id: string) => [id, `${id} vmm`, `${id} exit`];
+  /** One object for each, so that its readers and its rotation know of each other. */
+  #log(id: string, name: LogName): InstanceLog {
+    return this.#logs.of(`${id} ${name}`, LOGS[name](this.vm(id).records));
+  }
+}

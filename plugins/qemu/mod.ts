@@ -15,6 +15,7 @@ import * as v from "valibot";
 import { definePlugin, type Instance } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { resolveIdentity } from "../shared/identity.ts";
+import { missingProgram } from "../shared/programs.ts";
 import { duration, size } from "../shared/schemas.ts";
 import { Accelerator } from "./accel.ts";
 import { putAway } from "./asleep.ts";
@@ -25,11 +26,12 @@ import { Fleet } from "./fleet.ts";
 import { imageRoutes } from "./image-routes.ts";
 import { DEMO, Images, imagesFolder } from "./images.ts";
 import { type DriverName, MACHINES } from "./machine.ts";
-import { missingProgram } from "./programs.ts";
 import type { Owner } from "./records.ts";
 import { type Means, normalise, planOf, SnapshotPolicy } from "./snapshot-policy.ts";
 
 const DRIVERS = Object.keys(MACHINES) as DriverName[];
+/** The note of what `restore_fallback` has cost. */
+const LOST = "qemu:memory_lost";
 const PROGRAMS = ["qemu-system-x86_64", "qemu-img"];
 
 const Whole = v.pipe(v.number(), v.integer());
@@ -79,6 +81,10 @@ export default definePlugin({
     const api = find("api");
     const images = new Images(imagesFolder(dataDir));
     const owner = await ownerOf(run_as);
+    const notes = hypervisor.declareNotes({
+      [LOST]: { help: "An instance with `restore_fallback` could not be restored, and is started without its memory" },
+    });
+    defer(() => notes[Symbol.dispose]());
     const fleet = new Fleet({
       dataDir,
       network: find("network"),
@@ -90,6 +96,15 @@ export default definePlugin({
       missing: missingProgram,
       lacking: lacking(owner === null ? PROGRAMS : [...PROGRAMS, "setpriv"]),
       changed: (id, cause) => hypervisor.changed(id, cause),
+      lost({ id, name }, reason) {
+        log.warn("Started {name} anew, its memory is lost: {reason}", { name, reason });
+        hypervisor.note(id, {
+          type: LOST,
+          origin: { actor: "qemu", cause: "restore_failed" },
+          summary: `"${name}" has lost its memory, as it could not be restored: ${reason}`,
+          detail: { error: reason },
+        });
+      },
     });
     defer(() => fleet[Symbol.asyncDispose]());
     for (const name of DRIVERS) {

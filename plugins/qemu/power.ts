@@ -209,13 +209,18 @@ export class Power {
     });
   }
 
-  /** Asks a guest to end: by its agent, else by the power button, for not every guest has both. */
-  async ask({ agent, qmp }: Link, instance: Instance, ready: boolean): Promise<void> {
-    if (ready && this.image(instance).agent) {
-      const asked = await shutdown(agent, { timeout: ASK_MS }).then(() => true, () => false);
-      if (asked) return;
+  /**
+   * Asks a guest to end until the signal aborts or QEMU is gone: by its agent, else by the power button, for not every
+   * guest has both, and one that boots has neither yet. @throws what ended the asking
+   */
+  async ask({ agent, qmp }: Link, instance: Instance, signal: AbortSignal): Promise<void> {
+    let listens = this.image(instance).agent && this.#fleet.vm(instance.id).records.isMarked("ready");
+    for (;;) {
+      if (listens && await shutdown(agent, { timeout: ASK_MS, signal }).then(() => true, () => false)) return;
+      await qmp.execute("system_powerdown");
+      await delay(RETRY_MS, { signal });
+      listens = this.image(instance).agent;
     }
-    await qmp.execute("system_powerdown");
   }
 
   /** Gives a copy a name, a place and random numbers of its own. */

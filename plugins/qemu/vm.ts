@@ -10,7 +10,7 @@ import type { Qmp, QmpEvent } from "./qmp.ts";
 import type { Exit, Launch, Owner, Records, Snapshot } from "./records.ts";
 import { settled } from "./settled.ts";
 import { cancelSave, loadState, saveState } from "./snapshot.ts";
-import { ConnectionLost, within } from "./socket.ts";
+import { ConnectionLost } from "./socket.ts";
 
 /** Milliseconds for a monitor to answer where nothing keeps it. */
 const ANSWER_MS = 5_000;
@@ -128,25 +128,32 @@ export class Vm implements Disposable {
     }
   }
 
-  /** Asks it to end, by `ask`, and ends it after `grace` milliseconds or once `signal` aborts. */
-  async stop(ask: (link: Link) => Promise<void>, grace: number, signal: AbortSignal): Promise<Exit> {
+  /** Has `ask` ask it to end, and ends it after `grace` milliseconds or once `signal` aborts. */
+  async stop(
+    ask: (link: Link, signal: AbortSignal) => Promise<void>,
+    grace: number,
+    signal: AbortSignal,
+  ): Promise<Exit> {
     const { records, log } = this.#context;
     const reading = await this.look().catch((): Reading => ({ state: "Unknown", error: "" }));
     if (reading.state === "Stopped") return { exit_code: reading.exit_code, exit_message: reading.exit_message };
     if (reading.state === "Standby") {
-      records.end({ exit_code: null, exit_message: "it was stopped in its sleep" });
+      records.end({ exit_code: null, exit_message: "it was ended in its sleep" });
       await records.spend();
     }
     const link = this.#link;
     if (link) {
       const late = AbortSignal.any([signal, AbortSignal.timeout(grace)]);
+      const over = new AbortController();
       try {
         late.throwIfAborted();
         if (reading.state === "Paused") await link.qmp.execute("cont");
-        await within(ask(link), grace, "Asking it to end", signal);
-        await untilDead(link.main, late);
+        const dead = untilDead(link.main, late);
+        await Promise.race([dead, ask(link, AbortSignal.any([late, over.signal])).then(() => dead)]);
       } catch (error) {
         if (!late.aborted) log.debug("It could not be asked to end: {reason}", { reason: messageOf(error) });
+      } finally {
+        over.abort();
       }
       await link.qmp.quit({ timeout: 2_000 }).catch(() => {}); // it is ended the hard way, if that did not do it
     }

@@ -52,6 +52,11 @@ export interface ConsumerStats {
 
 // What drivers take and give.
 
+/** What a driver gives an instance whose body does not say. */
+export interface Size {
+  vcpus: number;
+  memory_bytes: number;
+}
 export interface ExecRequest {
   command: string[];
   working_dir?: string;

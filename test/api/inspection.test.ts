@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { getLogger } from "@logtape/logtape";
 import type { Api, ApiRoute, Hypervisor, LogRequest } from "../../main.ts";
 import { createApp } from "../../plugins/api/app.ts";
+import { Execs } from "../../plugins/api/execs.ts";
 import { inspectionRoutes } from "../../plugins/api/routes/inspection.ts";
 import { Streams } from "../../plugins/api/sse.ts";
 import { cleanup, until } from "../helpers.ts";
@@ -16,7 +17,7 @@ async function* linesOf(...lines: string[]): AsyncGenerator<string> {
 }
 
 /** The routes without a socket between, and a promise of the next request that has begun to wait. */
-function inProcess({ hypervisor }: ApiFixture, request_timeout: number) {
+function inProcess({ host, hypervisor }: ApiFixture, request_timeout: number) {
   const log = getLogger(["dormouse", "api"]);
   const routes: ApiRoute[] = [];
   let arrive = () => {};
@@ -31,7 +32,7 @@ function inProcess({ hypervisor }: ApiFixture, request_timeout: number) {
     route: (route) => void routes.push(route),
     stream: (call, work) => streams.answer(call, work),
   };
-  inspectionRoutes(api, { ...hypervisor, wait });
+  inspectionRoutes(api, { ...hypervisor, wait }, new Execs(host.hooks));
   const options = { request_timeout, tokens: [], access_log: false };
   const app = createApp(routes, {
     options,
@@ -268,4 +269,44 @@ test("a client that leaves does not break off an action", async (t) => {
   assert.equal(await pending, "left");
   slow.open();
   await until("it to be stopped", () => hypervisor.find(body.id)?.state === "Stopped");
+});
+
+test("an instance does not fall asleep while a command runs in it, nor is one begun while it does", async (t) => {
+  const { call, driver, host } = await apiHost(t);
+  await call("POST", "/instances", BODY);
+  await call("POST", "/instances", { ...BODY, name: "taken" });
+  const standby = () => call("POST", "/instances/web/standby", {});
+  const exec = (...command: string[]) => call("POST", "/instances/web/exec", { command });
+  const forever = { command: ["forever"], timeout: "1m" };
+  const pending = call("POST", "/instances/web/exec", forever).catch(() => {});
+  await until("exec under way", () => driver.execs.length === 1);
+  const fork = (name: string) => call("POST", "/instances/web/fork", { name, from_running: true });
+  for (const refused of [await standby(), await fork("copy")]) {
+    assert.deepEqual([refused.status, refused.body.code], [409, "vetoed"]);
+    assert.deepEqual([refused.body.details.plugin, refused.body.details.code], ["api", "exec_under_way"]);
+  }
+  assert.equal((await exec("true")).status, 200);
+  assert.equal((await standby()).status, 409);
+  driver.end();
+  await pending;
+  // One that came to nothing is in nobody's way.
+  assert.equal((await fork("taken")).body.code, "name_conflict");
+  assert.equal((await exec("true")).status, 200);
+  {
+    using _broken = host.hooks.guard("before:standby", () => Promise.reject(new Error("no bed")), { priority: -1 });
+    assert.equal((await standby()).body.code, "guard_failed");
+  }
+  assert.equal((await exec("true")).status, 200);
+
+  const slow = gate();
+  host.hooks.guard("before:standby", ({ instance, signal }) => slow.script(instance, signal), { priority: -1 });
+  const falling = standby();
+  await slow.arrived;
+  const late = await exec("true");
+  assert.deepEqual([late.status, late.body.code], [409, "invalid_state"]);
+  assert.match(late.body.message, /it is falling asleep$/);
+  slow.open();
+  assert.equal((await falling).status, 200);
+  await call("POST", "/instances/web/restore");
+  assert.equal((await exec("true")).status, 200);
 });

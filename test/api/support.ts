@@ -22,6 +22,8 @@ import { ScriptedDriver } from "../hypervisor/scripted.ts";
 export class TalkingDriver extends ScriptedDriver {
   lines: (instance: Instance, request: LogRequest) => AsyncIterable<string> = async function* () {};
   execs: ExecRequest[] = [];
+  /** Ends the command "forever" that was begun last. */
+  end = () => {};
 
   constructor() {
     super();
@@ -44,6 +46,7 @@ export class TalkingDriver extends ScriptedDriver {
     this.execs.push(request);
     if (request.command[0] === "forever") {
       const { promise, resolve } = Promise.withResolvers<void>();
+      this.end = resolve;
       request.signal?.addEventListener("abort", () => resolve(), { once: true });
       await promise;
     }

@@ -1,14 +1,14 @@
 // Run by sleep.test.ts in a network of its own: the real main.ts, the real kernel.
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { existsSync, writeFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { stringify } from "smol-toml";
 import { delay } from "../../plugins/shared/async.ts";
 import { run } from "../../plugins/shared/run.ts";
-import { cleanup, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
+import { cleanup, RUNTIME, until } from "../helpers.ts";
+import { Host } from "../host.ts";
 import { freePort, open, rest, talk } from "../wake/world.ts";
 
 const BRIDGE = "dmsleep0";
@@ -17,7 +17,6 @@ const ECHO = join(import.meta.dirname!, "sleep-echo.ts");
 const IPV6 = existsSync("/proc/net/if_inet6");
 
 interface Shown {
-  id: string;
   state: string;
   timed_out: boolean;
   network: { ip: string; ip6: string };
@@ -28,23 +27,10 @@ interface Status {
   active_inbound_connections: number;
 }
 
-/** The host as a process, which a test can kill and start again. */
-class Host {
-  readonly #t: TestContext;
-  readonly #config: string;
-  readonly #base: string;
-  #child: ReturnType<typeof runMain> | undefined;
-
-  private constructor(t: TestContext, config: string, port: number) {
-    this.#t = t;
-    this.#config = config;
-    this.#base = `http://127.0.0.1:${port}`;
-  }
-
-  static async begin(t: TestContext): Promise<Host> {
-    const folder = temporaryFolder(t);
-    const [port, config] = [await freePort(), join(folder, "config.toml")];
-    const plugins = {
+/** A host whose instances sleep when nobody is connected. */
+class Sleepers extends Host {
+  static async begin(t: TestContext): Promise<Sleepers> {
+    const host = new Sleepers(t, await freePort(), {
       store: {},
       network: { bridge: BRIDGE, subnet: "10.125.0.0/16" },
       hypervisor: {},
@@ -52,41 +38,9 @@ class Host {
       conntrack: {},
       "conntrack-standby": { min_awake: "0s" },
       wake: {},
-      api: { listen: `127.0.0.1:${port}` },
-    };
-    writeFileSync(config, stringify({ data_dir: "data", host: { log_level: "warning" }, plugins }));
-    const host = new Host(t, config, port);
+    });
     await host.start();
     return host;
-  }
-
-  async start(): Promise<void> {
-    const child = this.#child = runMain(this.#t, ["--config", this.#config]);
-    // The network goes with the namespace of this process; instances outlive a host, so they are deleted by one.
-    cleanup(this.#t).defer(async () => {
-      if (this.#child !== child) return;
-      for (const { id } of await this.call<Shown[]>("GET", "")) await this.call("DELETE", `/${id}`);
-      child.kill("SIGTERM");
-      await child;
-    });
-    await until("the host answers", () => fetch(`${this.#base}/health`).then((r) => r.ok, () => false), 30_000);
-  }
-
-  async kill(): Promise<void> {
-    this.#child!.kill("SIGKILL");
-    await this.#child;
-    this.#child = undefined;
-  }
-
-  async call<T>(method: string, path: string, body?: unknown): Promise<T> {
-    const response = await fetch(`${this.#base}/instances${path}`, {
-      method,
-      headers: { "content-type": "application/json", connection: "close" },
-      ...(body !== undefined && { body: JSON.stringify(body) }),
-    });
-    const text = await response.text();
-    assert.ok(response.ok, `${method} ${path}: ${response.status} ${text}`);
-    return (text && JSON.parse(text)) as T;
   }
 
   /** An instance that echoes, is published, and sleeps after two seconds. */
@@ -118,7 +72,7 @@ async function gateway6(): Promise<string> {
 // I21, W22: what this is for.
 for (const family of IPV6 ? ["IPv4", "IPv6"] : ["IPv4"]) {
   test(`over ${family}, who is connected keeps it awake, and the next connection wakes it`, async (t) => {
-    const host = await Host.begin(t);
+    const host = await Sleepers.begin(t);
     const { port, network } = await host.make("web");
     const published = family === "IPv4" ? "127.0.0.1" : await gateway6();
     const own = family === "IPv4" ? network.ip : network.ip6;
@@ -144,7 +98,7 @@ for (const family of IPV6 ? ["IPv4", "IPv6"] : ["IPv4"]) {
 
 // R3: nobody who comes while there is no host is lost.
 test("who comes while the host is dead is answered by the next one", async (t) => {
-  const host = await Host.begin(t);
+  const host = await Sleepers.begin(t);
   const { port, network } = await host.make("web");
   await host.sleeps("web");
   await host.kill();
@@ -172,7 +126,7 @@ test("who comes while the host is dead is answered by the next one", async (t) =
 
 // The kernel's handshake alone, with nothing said, is somebody too.
 test("a silent connection of the time without a host wakes, and keeps it awake", async (t) => {
-  const host = await Host.begin(t);
+  const host = await Sleepers.begin(t);
   const { port } = await host.make("web");
   await host.sleeps("web");
   await host.kill();

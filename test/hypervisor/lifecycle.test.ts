@@ -18,6 +18,14 @@ test("create() makes a row, runs it and emits create and start", async (t) => {
   assert.ok(events.every(({ actor, cause }) => actor === "test" && cause === "request"));
 });
 
+test("create() keeps the size that the driver gives", async (t) => {
+  const { hypervisor, driver } = await registryHost(t);
+  driver.size = { vcpus: 2, memory_bytes: 64 * 1024 * 1024 };
+  const { id } = await hypervisor.create(BODY, ORIGIN);
+  const { vcpus, size } = hypervisor.present(hypervisor.find(id)!);
+  assert.deepEqual([vcpus, size], [2, "64MB"]);
+});
+
 test("create() leaves nothing behind when the driver fails", async (t) => {
   const { hypervisor, driver } = await registryHost(t);
   for (const method of ["validate", "create", "start"] as const) {

@@ -8,6 +8,7 @@ import {
   type Plugin,
   type Reading,
   type RunningHost,
+  type Size,
 } from "../../main.ts";
 import hypervisorPlugin from "../../plugins/hypervisor/mod.ts";
 import storePlugin from "../../plugins/store.ts";
@@ -41,6 +42,8 @@ export class ScriptedDriver implements Driver {
   readonly calls: string[] = [];
   /** Runs at the begin of a method; what it throws fails the method. */
   readonly script: Partial<Record<Method, Script>> = {};
+  /** What an instance gets. */
+  size: Size | undefined;
   /** What start and restore bring the instance to. */
   ready: "Initializing" | "Running" = "Running";
 
@@ -49,7 +52,10 @@ export class ScriptedDriver implements Driver {
   }
 
   unavailable = () => null;
-  validate = (instance: Instance) => this.#play("validate", instance);
+  validate = async (instance: Instance) => {
+    await this.#play("validate", instance);
+    return this.size;
+  };
   create = async (instance: Instance) => {
     await this.#play("create", instance);
     this.machines.set(instance.id, { state: "Stopped", exit_code: null, exit_message: null });

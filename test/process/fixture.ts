@@ -6,6 +6,7 @@ import type { TestContext } from "node:test";
 import { createId } from "@paralleldrive/cuid2";
 import { getLogger } from "@logtape/logtape";
 import type { Instance, Network } from "../../main.ts";
+import { BLANK } from "../../plugins/hypervisor/records.ts";
 import { ProcessDriver, type ProcessOptions } from "../../plugins/process/driver.ts";
 import { isAlive, processes, type ProcessId } from "../../plugins/shared/proc.ts";
 import { cleanup, temporaryFolder } from "../helpers.ts";
@@ -31,35 +32,7 @@ const COUNTING = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.03; done";
 export function instanceOf(script: string | string[], change: Partial<Instance> = {}): Instance {
   const id = createId();
   const cmd = typeof script === "string" ? ["sh", "-c", script] : script;
-  return {
-    id,
-    name: `test-${id}`,
-    driver: "process",
-    image: "host",
-    entrypoint: [],
-    cmd,
-    env: {},
-    working_dir: null,
-    run_as: null,
-    tags: {},
-    vcpus: null,
-    memory_bytes: null,
-    hints: {},
-    network: { enabled: false, ip: null, mac: null, ip6: null },
-    state: "Created",
-    state_error: null,
-    transition: null,
-    created_at: 0,
-    started_at: null,
-    stopped_at: null,
-    expires_at: null,
-    exit_code: null,
-    exit_message: null,
-    phases: { since: 0, totals: {} },
-    policies: {},
-    revision: 1,
-    ...change,
-  };
+  return { ...BLANK, id, name: `test-${id}`, driver: "process", image: "host", cmd, revision: 1, ...change };
 }
 
 /** Drivers on one data_dir, and what they leave on this machine. All that they started is gone after the test. */

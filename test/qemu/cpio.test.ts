@@ -1,14 +1,12 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { existsSync } from "node:fs";
-import { join } from "node:path";
-import process from "node:process";
 import { test } from "node:test";
 import { execa } from "execa";
 import { cpio, type CpioEntry } from "../../plugins/qemu/cpio.ts";
+import { missingProgram } from "../../plugins/shared/programs.ts";
 import { lacking } from "../helpers.ts";
 
-const program = (process.env.PATH ?? "").split(":").some((folder) => existsSync(join(folder, "cpio")));
+const skip = lacking(missingProgram(["cpio"]) === undefined ? null : "there is no cpio");
 const ENTRIES: CpioEntry[] = [
   { path: "a", kind: "folder", mode: 0o750 },
   { path: "a/file", kind: "file", mode: 0o644, content: Buffer.from("12345") },
@@ -25,7 +23,7 @@ test("cpio() makes the same bytes of the same entries, each part at a multiple o
 });
 
 // The kernel that boots from one is the other witness: demo.test.ts.
-test("cpio() is read by cpio", { skip: program ? false : lacking("there is no cpio") }, async () => {
+test("cpio() is read by cpio", { skip }, async () => {
   const { stdout } = await execa("cpio", ["--list", "--verbose", "--numeric-uid-gid"], {
     input: cpio(ENTRIES),
     env: { TZ: "UTC" },

@@ -4,11 +4,12 @@ import { existsSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
-import { test, type TestContext } from "node:test";
+import { test } from "node:test";
 import { parse, stringify } from "smol-toml";
 import { isAlive, type ProcessId, signalProcess } from "../../plugins/shared/proc.ts";
 import { run } from "../../plugins/shared/run.ts";
-import { cleanup, runMain, temporaryFolder, until } from "../helpers.ts";
+import { until } from "../helpers.ts";
+import { Host } from "../host.ts";
 import { freePort } from "../wake/world.ts";
 import type { Report } from "./guest.ts";
 
@@ -30,58 +31,20 @@ async function askingImage(folder: string): Promise<string> {
   return asking;
 }
 
-/** A host that tests start and end, and its API. */
-function hostOf(t: TestContext, folder: string, port: number) {
-  const config = join(folder, "config.toml");
-  const plugins = {
-    store: {},
-    network: { bridge: BRIDGE, subnet: "10.132.0.0/24" },
-    hypervisor: { default_driver: "qemu-microvm" },
-    qemu: { accel: "tcg", cgroup_parent: "dormouse-test" },
-    api: { listen: `127.0.0.1:${port}` },
-  };
-  writeFileSync(config, stringify({ data_dir: "data", host: { log_level: "warning" }, plugins }));
-  let child: ReturnType<typeof runMain> | undefined;
-  const host = {
-    async start() {
-      const mine = child = runMain(t, ["--config", config]);
-      cleanup(t).defer(async () => {
-        if (child !== mine) return;
-        for (const { id } of await host.call<Shown[]>("GET", "")) await host.call("DELETE", `/${id}`);
-        await host.end("SIGTERM");
-      });
-      const answers = () => fetch(`http://127.0.0.1:${port}/health`).then((r) => r.ok, () => false);
-      await until("the host answers", answers, 30_000);
-    },
-    async end(signal: NodeJS.Signals) {
-      const mine = child;
-      child = undefined;
-      mine?.kill(signal);
-      await mine;
-    },
-    async call<T>(method: string, path: string, body?: unknown): Promise<T> {
-      const response = await fetch(`http://127.0.0.1:${port}/instances${path}`, {
-        method,
-        headers: { "content-type": "application/json", connection: "close" },
-        ...(body !== undefined && { body: JSON.stringify(body) }),
-      });
-      const text = await response.text();
-      assert.ok(response.ok, `${method} ${path}: ${response.status} ${text}`);
-      return (text && JSON.parse(text)) as T;
-    },
-    async runs(name: string): Promise<string> {
-      const waited = await host.call<Shown>("GET", `/${name}/wait?state=Running&timeout=60s`);
-      const { id } = await host.call<Shown>("GET", `/${name}`);
-      const log = readFileSync(join(folder, "data", "qemu", "instances", id, "serial.log"), "latin1");
-      assert.equal(waited.state, "Running", log);
-      return log;
-    },
-    dnsmasq(): ProcessId | undefined {
-      const file = join(folder, "data", "qemu", "dnsmasq.json");
-      return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : undefined;
-    },
-  };
-  return host;
+/** A host whose machines ask for their addresses. */
+class Asking extends Host {
+  async runs(name: string): Promise<string> {
+    const waited = await this.call<Shown>("GET", `/${name}/wait?state=Running&timeout=60s`);
+    const { id } = await this.call<Shown>("GET", `/${name}`);
+    const log = readFileSync(join(this.folder, "data", "qemu", "instances", id, "serial.log"), "latin1");
+    assert.equal(waited.state, "Running", log);
+    return log;
+  }
+
+  dnsmasq(): ProcessId | undefined {
+    const file = join(this.folder, "data", "qemu", "dnsmasq.json");
+    return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : undefined;
+  }
 }
 
 async function report(address: string): Promise<Report> {
@@ -90,9 +53,13 @@ async function report(address: string): Promise<Report> {
 }
 
 test("machines that ask for their address get the one that the API tells", async (t) => {
-  const folder = temporaryFolder(t);
-  const image = await askingImage(folder);
-  const host = hostOf(t, folder, await freePort());
+  const host = new Asking(t, await freePort(), {
+    store: {},
+    network: { bridge: BRIDGE, subnet: "10.132.0.0/24" },
+    hypervisor: { default_driver: "qemu-microvm" },
+    qemu: { accel: "tcg", cgroup_parent: "dormouse-test" },
+  });
+  const image = await askingImage(host.folder);
   await host.start();
   assert.equal(host.dnsmasq(), undefined, "nobody needs one yet");
   const web = await host.call<Shown>("POST", "", { name: "web", image });
@@ -119,7 +86,7 @@ test("machines that ask for their address get the one that the API tells", async
   signalProcess(first.pid, "SIGKILL");
   let second = first;
   await until("there is another one", () => (second = host.dnsmasq() ?? first).pid !== first.pid && isAlive(second));
-  await host.end("SIGKILL");
+  await host.kill();
   await until("it died with its host", () => !isAlive(second));
   await host.start();
   const third = host.dnsmasq()!;
@@ -132,7 +99,7 @@ test("machines that ask for their address get the one that the API tells", async
   assert.deepEqual((await report(copy.network.ip)).hostname, "copy");
 
   assert.ok(isAlive(third));
-  await host.end("SIGTERM");
+  await host.end();
   assert.ok(!isAlive(third));
   assert.equal(host.dnsmasq(), undefined);
   await host.start();

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { getLogger } from "@logtape/logtape";
 import type { Network } from "../../main.ts";
 import { Dhcp } from "../../plugins/qemu/dhcp.ts";
-import { missingProgram } from "../../plugins/qemu/programs.ts";
+import { missingProgram } from "../../plugins/shared/programs.ts";
 import { cleanup, lacking, temporaryFolder } from "../helpers.ts";
 import { QemuFixture } from "./fixture.ts";
 

@@ -6,14 +6,15 @@ import type { TestContext } from "node:test";
 import { getLogger } from "@logtape/logtape";
 import { createId } from "@paralleldrive/cuid2";
 import type { Instance } from "../../main.ts";
+import { BLANK } from "../../plugins/hypervisor/records.ts";
 import { Accelerator } from "../../plugins/qemu/accel.ts";
 import { QemuDriver } from "../../plugins/qemu/driver.ts";
 import { Fleet, type FleetOptions } from "../../plugins/qemu/fleet.ts";
 import { Images } from "../../plugins/qemu/images.ts";
 import type { DriverName } from "../../plugins/qemu/machine.ts";
-import { missingProgram } from "../../plugins/qemu/programs.ts";
 import { Records } from "../../plugins/qemu/records.ts";
 import { isAlive, type ProcessId } from "../../plugins/shared/proc.ts";
+import { missingProgram } from "../../plugins/shared/programs.ts";
 import type { DriverFixture } from "../contract/driver.ts";
 import { cleanup, temporaryFolder, until } from "../helpers.ts";
 
@@ -47,6 +48,7 @@ export function fleetOf(dataDir: string, options = OPTIONS, changed: (id: string
     lacking: null,
     missing: missingProgram,
     changed,
+    lost: ({ name }, reason) => log.warn("Lost the memory of {name}: {reason}", { name, reason }),
   });
 }
 
@@ -120,35 +122,9 @@ export class QemuFixture implements DriverFixture {
   /** An instance that runs a script of its shell, or what its image does. */
   instance(script?: string, change: Partial<Instance> = {}): Instance {
     const id = createId();
-    return {
-      id,
-      name: `test-${id}`,
-      driver: this.#name,
-      image: this.#image,
-      entrypoint: [],
-      cmd: script === undefined ? [] : ["sh", "-c", script],
-      env: {},
-      working_dir: null,
-      run_as: null,
-      tags: {},
-      vcpus: null,
-      memory_bytes: null,
-      hints: {},
-      network: { enabled: false, ip: null, mac: null, ip6: null },
-      state: "Created",
-      state_error: null,
-      transition: null,
-      created_at: 0,
-      started_at: null,
-      stopped_at: null,
-      expires_at: null,
-      exit_code: null,
-      exit_message: null,
-      phases: { since: 0, totals: {} },
-      policies: {},
-      revision: 1,
-      ...change,
-    };
+    const cmd = script === undefined ? [] : ["sh", "-c", script];
+    const given = { id, name: `test-${id}`, driver: this.#name, image: this.#image, cmd };
+    return { ...BLANK, ...given, revision: 1, ...change };
   }
 
   async count(instance: Instance): Promise<number> {

@@ -15,13 +15,11 @@ import { clockArguments } from "../../plugins/qemu/clock.ts";
 import { buildDemoImage } from "../../plugins/qemu/demo.ts";
 import { Qmp, type QmpOptions } from "../../plugins/qemu/qmp.ts";
 import { dial } from "../../plugins/qemu/socket.ts";
+import { missingProgram } from "../../plugins/shared/programs.ts";
 import { cleanup, lacking, ROOT, temporaryFolder, until } from "../helpers.ts";
 
-const folders = (process.env.PATH ?? "").split(":");
-const absent = (programs: string[]) =>
-  programs.find((name) => !folders.some((folder) => existsSync(join(folder, name))));
 const missing = (programs: string[]) => {
-  const program = absent(programs);
+  const program = missingProgram(programs);
   return program === undefined ? null : `there is no ${program}`;
 };
 export const skipQemu = lacking(missing(["qemu-system-x86_64"]));

@@ -5,11 +5,11 @@ import { timeLeft } from "../../plugins/qemu/ready.ts";
 import { isAlive, processStat } from "../../plugins/shared/proc.ts";
 import { capturedLogs } from "../helpers.ts";
 import { QemuFixture } from "./fixture.ts";
-import { skipQemu } from "./guest.ts";
+import { demoImage, skipGuest, skipQemu } from "./guest.ts";
 import { idleImage } from "./idle.ts";
 
 const NEVER = new AbortController().signal;
-const options = { skip: skipQemu, timeout: 60_000 };
+const options = { skip: skipQemu, timeout: 120_000 };
 
 test("a guest that is not ready in time is ended, and that is told", options, async (t) => {
   const logs = capturedLogs(t);
@@ -26,6 +26,20 @@ test("a guest that is not ready in time is ended, and that is told", options, as
   assert.ok(!isAlive(main));
   assert.deepEqual(logs, [`warning: Ending ${instance.name}: it was not ready within 1s`]);
   assert.deepEqual(await fixture.open().adopt(instance), ended);
+});
+
+// Its kernel does not hear the first press of the power button, nor its agent the first question.
+test("stop() asks a guest that still boots until it hears", { ...options, skip: skipGuest }, async (t) => {
+  const fixture = new QemuFixture(t, "qemu-microvm", await demoImage(), { grace: 60_000 });
+  const driver = fixture.open();
+  const instance = fixture.counting();
+  await driver.create(instance);
+  assert.equal(await driver.start(instance, NEVER), "Initializing");
+  assert.deepEqual(await driver.stop(instance, NEVER), {
+    exit_code: null,
+    exit_message: "the guest powered off",
+  });
+  await driver.delete(instance);
 });
 
 test("the time of a guest goes on where no host is there to see it", options, async (t) => {

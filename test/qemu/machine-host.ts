@@ -1,11 +1,11 @@
 // Run by machine.test.ts in a network of its own: the real main.ts, the real kernel, real machines.
 import assert from "node:assert/strict";
-import { readdirSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { readdirSync, truncateSync } from "node:fs";
+import { join } from "node:path";
 import process from "node:process";
 import { test, type TestContext } from "node:test";
-import { stringify } from "smol-toml";
-import { cleanup, runMain, temporaryFolder, until } from "../helpers.ts";
+import { until } from "../helpers.ts";
+import { Host } from "../host.ts";
 import { freePort } from "../wake/world.ts";
 import type { Report } from "./guest.ts";
 
@@ -14,28 +14,18 @@ const BRIDGE = "dmqemu0";
 interface Shown {
   id: string;
   state: string;
+  exit_message: string | null;
   started_at: string | null;
   timed_out: boolean;
+  size: string;
+  vcpus: number;
   network: { ip: string; ip6: string | null };
 }
 
-/** The host as a process, which a test can kill and start again. */
-class Host {
-  readonly #t: TestContext;
-  readonly #config: string;
-  readonly #base: string;
-  #child: ReturnType<typeof runMain> | undefined;
-
-  private constructor(t: TestContext, config: string, port: number) {
-    this.#t = t;
-    this.#config = config;
-    this.#base = `http://127.0.0.1:${port}`;
-  }
-
-  static async begin(t: TestContext): Promise<Host> {
-    const folder = temporaryFolder(t);
-    const [port, config] = [await freePort(), join(folder, "config.toml")];
-    const plugins = {
+/** A host whose instances are machines. */
+class Machines extends Host {
+  static async begin(t: TestContext): Promise<Machines> {
+    const host = new Machines(t, await freePort(), {
       store: {},
       network: { bridge: BRIDGE, subnet: "10.131.0.0/24" },
       hypervisor: { default_driver: "qemu-microvm" },
@@ -43,58 +33,23 @@ class Host {
       conntrack: {},
       "conntrack-standby": { min_awake: "0s" },
       wake: {},
-      api: { listen: `127.0.0.1:${port}` },
-    };
-    writeFileSync(config, stringify({ data_dir: "data", host: { log_level: "warning" }, plugins }));
-    const host = new Host(t, config, port);
+      journal: {},
+    });
     await host.start();
     const answer = await host.ask("POST", "/images", { name: "demo", path: process.env.DORMOUSE_TEST_IMAGE });
     assert.equal(answer.status, 201, answer.text);
     return host;
   }
 
-  async start(): Promise<void> {
-    const child = this.#child = runMain(this.#t, ["--config", this.#config]);
-    // The network goes with the namespace of this process; instances outlive a host, so they are deleted by one.
-    cleanup(this.#t).defer(async () => {
-      if (this.#child !== child) return;
-      for (const { id } of await this.call<Shown[]>("GET", "")) await this.call("DELETE", `/${id}`);
-      child.kill("SIGTERM");
-      await child;
-    });
-    await until("the host answers", () => fetch(`${this.#base}/health`).then((r) => r.ok, () => false), 30_000);
-  }
-
   /** What there is of its machines, but for the mark of one that is just being told what time it is. */
   files(): string[] {
-    const folder = join(dirname(this.#config), "data", "qemu", "instances");
+    const folder = join(this.folder, "data", "qemu", "instances");
     return readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((path) => !path.endsWith("/stale"));
   }
 
   /** How many files and connections it has open. */
   open(): number {
-    return readdirSync(`/proc/${this.#child!.pid}/fd`).length;
-  }
-
-  async kill(): Promise<void> {
-    this.#child!.kill("SIGKILL");
-    await this.#child;
-    this.#child = undefined;
-  }
-
-  async ask(method: string, path: string, body?: unknown): Promise<{ status: number; text: string }> {
-    const response = await fetch(`${this.#base}${path}`, {
-      method,
-      headers: { "content-type": "application/json", connection: "close" },
-      ...(body !== undefined && { body: JSON.stringify(body) }),
-    });
-    return { status: response.status, text: await response.text() };
-  }
-
-  async call<T>(method: string, path: string, body?: unknown): Promise<T> {
-    const { status, text } = await this.ask(method, `/instances${path}`, body);
-    assert.ok(status < 300, `${method} ${path}: ${status} ${text}`);
-    return (text && JSON.parse(text)) as T;
+    return readdirSync(`/proc/${this.pid}/fd`).length;
   }
 
   /** Puts it to sleep; what the kernel tells late of a connection from before may call it back half-way. */
@@ -126,9 +81,9 @@ async function timed(address: string): Promise<{ answer: Report; off: number }> 
 }
 
 test("a machine is Initializing until it answers, counts in its memory, and is gone when it is deleted", async (t) => {
-  const host = await Host.begin(t);
+  const host = await Machines.begin(t);
   const made = await host.call<Shown>("POST", "", { name: "web", image: "demo" });
-  assert.equal(made.state, "Initializing");
+  assert.deepEqual([made.state, made.vcpus, made.size], ["Initializing", 1, "128MB"]);
   await host.becomes("web", "Running");
   const { ip, ip6 } = made.network;
   const first = await report(ip);
@@ -148,26 +103,37 @@ test("a machine is Initializing until it answers, counts in its memory, and is g
   const info = await host.call<Record<string, unknown>>("GET", "/web/stat?path=/etc/rc");
   assert.deepEqual([info.exists, info.is_file], [true, true]);
 
+  // What it has written is in its memory alone as it falls asleep, and a stop loses none of it.
+  const write = ["sh", "-c", "head -c 1000000 /dev/zero >/data/written; echo kept >>/data/written"];
+  await host.call("POST", "/web/exec", { command: write });
+  await host.asleep("web");
   await host.call("POST", "/web/stop");
-  assert.equal((await host.call<Shown>("GET", "/web")).state, "Stopped");
+  const { state, exit_message } = await host.call<Shown>("GET", "/web");
+  assert.deepEqual([state, exit_message], ["Stopped", "the guest powered off"]);
   await host.call("POST", "/web/start", {});
   await host.becomes("web", "Running");
   const again = await report(ip);
   assert.deepEqual([again.requests, again.boots], [1, 2], "memory is new, the disk is not");
+  const read = await host.call<Record<string, unknown>>("POST", "/web/exec", {
+    command: ["tail", "-c5", "/data/written"],
+  });
+  assert.equal(read.stdout, "kept\n");
   await host.call("DELETE", "/web");
   assert.equal((await host.ask("DELETE", "/images/demo")).status, 204);
   const gone = await host.ask("POST", "/instances", { name: "web", image: "demo" });
   assert.deepEqual([gone.status, JSON.parse(gone.text).code], [404, "image_not_found"]);
 });
 
+// And where that cannot be, whoever is connected is served, if that was wanted, and what it has cost is told.
 test("a machine sleeps when nobody is connected, and the next connection finds it as it was", async (t) => {
-  const host = await Host.begin(t);
+  const host = await Machines.begin(t);
   const port = await freePort();
-  await host.call("POST", "", {
+  const { id } = await host.call<Shown>("POST", "", {
     name: "web",
     image: "demo",
     auto_standby: { enabled: true, idle_timeout: "1s" },
     wake: { ports: [{ host_port: port, guest_port: 80 }] },
+    restore_fallback: "start",
   });
   await host.becomes("web", "Running");
   const clocks: number[] = [];
@@ -185,10 +151,17 @@ test("a machine sleeps when nobody is connected, and the next connection finds i
     await host.becomes("web", "Standby");
   }
   console.log(`seen: clocks at the answer, in ms off: ${clocks.join(", ")}`);
+
+  truncateSync(join(host.folder, "data", "qemu", "instances", id, "state"), 1_000);
+  const { requests, boots } = await report(`127.0.0.1:${port}`);
+  assert.deepEqual([requests, boots], [1, 2]);
+  const { events } = await host.call<{ events: Record<string, string>[] }>("GET", "/web/events?type=qemu:memory_lost");
+  assert.deepEqual(events.map(({ actor, cause }) => [actor, cause]), [["qemu", "restore_failed"]]);
+  assert.match(events[0].summary, /^"web" has lost its memory, as it could not be restored: QEMU ended: /);
 });
 
 test("fifty rounds of standby and restore lose nothing, leave nothing behind and drift nowhere", async (t) => {
-  const host = await Host.begin(t);
+  const host = await Machines.begin(t);
   const { network } = await host.call<Shown>("POST", "", { name: "web", image: "demo" });
   await host.becomes("web", "Running");
   let files = 0;
@@ -208,7 +181,7 @@ test("fifty rounds of standby and restore lose nothing, leave nothing behind and
 
 // F1, F3: each copy is somebody of its own before it is told of; and its source sleeps on, as it was.
 test("forks of a sleeping machine answer with their own names on their own addresses", async (t) => {
-  const host = await Host.begin(t);
+  const host = await Machines.begin(t);
   const { network } = await host.call<Shown>("POST", "", {
     name: "source",
     image: "demo",

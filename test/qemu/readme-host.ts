@@ -6,10 +6,11 @@ import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { execa } from "execa";
 import { cleanup, ROOT, runMain, temporaryFolder, until } from "../helpers.ts";
+import { Client } from "../host.ts";
 import { block } from "../readme.ts";
 import type { Report } from "./guest.ts";
 
-const API = "http://127.0.0.1:8080";
+const api = new Client("http://127.0.0.1:8080");
 const CONFIG = join(ROOT, "config", "vm-host.toml");
 
 interface Shown {
@@ -24,10 +25,10 @@ interface Shown {
 async function host(t: TestContext): Promise<Record<string, string>> {
   const env = { DORMOUSE_DATA_DIR: temporaryFolder(t) };
   const child = runMain(t, ["--config", CONFIG], env);
-  await until("the host answers", () => fetch(`${API}/health`).then((r) => r.ok, () => false), 30_000);
+  await until("the host answers", () => api.answers(), 30_000);
   cleanup(t).defer(async () => {
     // Machines outlive a host.
-    for (const { id } of await call<Shown[]>("GET", "")) await call("DELETE", `/${id}`);
+    for (const { id } of await api.call<Shown[]>("GET", "")) await api.call("DELETE", `/${id}`);
     child.kill("SIGTERM");
     // Shown where a test fails.
     console.log((await child).stderr);
@@ -35,25 +36,10 @@ async function host(t: TestContext): Promise<Record<string, string>> {
   return env;
 }
 
-async function ask(method: string, path: string, body?: unknown): Promise<{ status: number; text: string }> {
-  const response = await fetch(`${API}${path}`, {
-    method,
-    headers: { "content-type": "application/json", connection: "close" },
-    ...(body !== undefined && { body: JSON.stringify(body) }),
-  });
-  return { status: response.status, text: await response.text() };
-}
-
-async function call<T>(method: string, path: string, body?: unknown): Promise<T> {
-  const { status, text } = await ask(method, `/instances${path}`, body);
-  assert.ok(status < 300, `${method} ${path}: ${status} ${text}`);
-  return (text && JSON.parse(text)) as T;
-}
-
 /** A connection that is noticed only now is in the way of a standby. */
 async function asleep(): Promise<Shown> {
-  await until("it sleeps", async () => (await ask("POST", "/instances/guest/standby")).status === 200);
-  return await call<Shown>("GET", "/guest");
+  await until("it sleeps", async () => (await api.ask("POST", "/instances/guest/standby")).status === 200);
+  return await api.call<Shown>("GET", "/guest");
 }
 
 async function report(address: string): Promise<Report> {
@@ -67,10 +53,10 @@ async function paste(name: string): Promise<string> {
 
 test("README.md's sessions with machines", async (t) => {
   const env = await host(t);
-  const missing = await ask("POST", "/instances", { name: "guest", image: "demo" });
+  const missing = await api.ask("POST", "/instances", { name: "guest", image: "demo" });
   assert.deepEqual([missing.status, JSON.parse(missing.text).code], [404, "image_not_found"]);
   assert.match(missing.text, /deno task image:demo/);
-  const added = await ask("POST", "/images", { name: "demo", path: process.env.DORMOUSE_TEST_IMAGE });
+  const added = await api.ask("POST", "/images", { name: "demo", path: process.env.DORMOUSE_TEST_IMAGE });
   assert.equal(added.status, 201, added.text);
   // As `deno task image:demo` does it, beside a host that runs; it would build where the host has found the image.
   const build = await runMain(t, ["--config", CONFIG, "--image-demo"], env);
@@ -92,24 +78,24 @@ test("README.md's sessions with machines", async (t) => {
   console.log(`seen: ${shown.match(/woken in .*/)}`);
   assert.match(forked, /"hostname":"twin","requests":4,/, "2 of README.md's, one between them, and its own");
   assert.match(forked, /^"state":"Standby"$/m, forked);
-  const left = await call<Shown[]>("GET", "");
+  const left = await api.call<Shown[]>("GET", "");
   assert.deepEqual(left.map(({ name }) => name), []);
 });
 
 // R10: whoever was connected when it fell asleep is connected still.
 async function connectedBefore(): Promise<void> {
-  const { network } = await call<Shown>("GET", "/guest");
+  const { network } = await api.call<Shown>("GET", "/guest");
   const socket = connect(7, network.ip);
   try {
     let echo = "";
     socket.setEncoding("utf8").on("data", (text) => echo += text);
     socket.write("before ");
     await until("it comes back", () => echo === "before ");
-    const status = () => call<{ status: string }>("GET", "/guest/auto-standby/status");
+    const status = () => api.call<{ status: string }>("GET", "/guest/auto-standby/status");
     await until("the connection was seen", async () => (await status()).status === "active");
     await asleep();
     socket.write("meanwhile");
-    await call("POST", "/guest/restore");
+    await api.call("POST", "/guest/restore");
     await until("that comes back too", () => echo === "before meanwhile");
   } finally {
     socket.destroy();
@@ -120,13 +106,13 @@ async function connectedBefore(): Promise<void> {
 async function restoredTogether(): Promise<void> {
   const { id } = await asleep();
   const restores = async () => {
-    const { text } = await ask("GET", `/instances/${id}/events?type=restore`);
+    const { text } = await api.ask("GET", `/instances/${id}/events?type=restore`);
     return JSON.parse(text).events.length as number;
   };
   const before = await restores();
   const woken = Array.from({ length: 4 }, async () => {
-    assert.equal((await call<Shown>("POST", "/guest/restore")).state, "Running");
-    assert.equal((await call<Shown>("GET", "/guest")).state, "Running");
+    assert.equal((await api.call<Shown>("POST", "/guest/restore")).state, "Running");
+    assert.equal((await api.call<Shown>("GET", "/guest")).state, "Running");
   });
   const [answer] = await Promise.all([report("127.0.0.1:9000"), ...woken]);
   assert.equal(answer.requests, 3);
@@ -138,14 +124,14 @@ async function forkedTogether(): Promise<void> {
   const source = await asleep();
   const names = ["one", "two", "three"];
   const forks = await Promise.all(
-    names.map((name) => call<Shown>("POST", "/guest/fork", { name, target_state: "Running" })),
+    names.map((name) => api.call<Shown>("POST", "/guest/fork", { name, target_state: "Running" })),
   );
   assert.deepEqual(forks.map(({ state }) => state), ["Running", "Running", "Running"]);
   const reports = await Promise.all(forks.map(({ network }) => report(network.ip)));
   assert.deepEqual(reports.map(({ hostname }) => hostname), names);
   assert.deepEqual(reports.map(({ requests }) => requests), [4, 4, 4]);
-  await call("POST", "/one/stop");
-  const stopped = await call<Shown>("POST", "/one/fork", { name: "four" });
+  await api.call("POST", "/one/stop");
+  const stopped = await api.call<Shown>("POST", "/one/fork", { name: "four" });
   assert.equal(stopped.state, "Stopped");
   const all = [source, ...forks, stopped];
   for (const tell of ["ip", "ip6", "mac"] as const) {
@@ -153,6 +139,6 @@ async function forkedTogether(): Promise<void> {
     assert.equal(new Set(told).size, told.length, told.join());
   }
   assert.deepEqual(all.map(({ wake }) => wake.ports.length), [1, 0, 0, 0, 0]);
-  assert.equal((await call<Shown>("GET", "/guest")).state, "Standby");
-  for (const { name } of [...forks, stopped]) await call("DELETE", `/${name}`);
+  assert.equal((await api.call<Shown>("GET", "/guest")).state, "Standby");
+  for (const { name } of [...forks, stopped]) await api.call("DELETE", `/${name}`);
 }

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { execa } from "execa";
-import { delay } from "../../plugins/shared/async.ts";
 import { clockOffset } from "../../plugins/qemu/tasks.ts";
 import { until } from "../helpers.ts";
 import { QemuFixture } from "./fixture.ts";
@@ -21,8 +20,11 @@ test("a guest is told what time it is, by the next host where one died before", 
     const { offset, uncertainty } = await clockOffset(fixture.fleet!.vm(instance.id).link!.agent);
     return Math.abs(offset) - uncertainty;
   };
-  const { agent } = fixture.fleet!.vm(instance.id).link!;
-  await agent.call("guest-set-time", { time: (Date.now() - 60_000) * 1e6 });
+  const delayed = async () => {
+    const { agent } = fixture.fleet!.vm(instance.id).link!;
+    await agent.call("guest-set-time", { time: (Date.now() - 60_000) * 1e6 });
+  };
+  await delayed();
   fixture.records(instance).mark("stale");
   await fixture.close();
   driver = fixture.open();
@@ -31,12 +33,13 @@ test("a guest is told what time it is, by the next host where one died before", 
   await paid();
   assert.ok(await off() < 100);
 
+  await delayed();
   await driver.pause(instance);
-  await delay(500);
   await driver.resume(instance);
   await paid();
   assert.ok(await off() < 100);
 
+  await delayed();
   // An agent that is away for longer than anybody waits for it.
   const away = "pidof qemu-ga >/run/ga; kill -STOP $(cat /run/ga); sleep 4; kill -CONT $(cat /run/ga)";
   await driver.exec(instance, {
@@ -45,7 +48,6 @@ test("a guest is told what time it is, by the next host where one died before", 
     max_output: 0,
   });
   await driver.standby(instance, NEVER);
-  await delay(500);
   assert.equal(await driver.restore(instance, NEVER), "Running");
   assert.ok(fixture.records(instance).isMarked("stale"));
   await paid();

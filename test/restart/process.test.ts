@@ -1,17 +1,15 @@
 import assert from "node:assert/strict";
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { test, type TestContext } from "node:test";
-import { stringify } from "smol-toml";
 import { delay } from "../../plugins/shared/async.ts";
 import { isAlive, processStat } from "../../plugins/shared/proc.ts";
-import { cleanup, runMain, temporaryFolder, until } from "../helpers.ts";
+import { cleanup, until } from "../helpers.ts";
+import { Host } from "../host.ts";
+import { freePort } from "../wake/world.ts";
 
 interface Shown {
-  id: string;
-  name: string;
   state: string;
   exit_code: number | null;
   restart_status?: {
@@ -38,76 +36,36 @@ export default {
 };
 `;
 
-/** The real main.ts as a process that a test kills, real processes as instances, on the machine's own network. */
-class Machine {
-  readonly folder: string;
-  readonly #t: TestContext;
-  readonly #base: string;
-  #host: ReturnType<typeof runMain> | undefined;
-
-  private constructor(t: TestContext, folder: string, port: number) {
-    this.#t = t;
-    this.folder = folder;
-    this.#base = `http://127.0.0.1:${port}`;
-  }
-
+/** A host with real processes as instances, on the machine's own network. */
+class Machine extends Host {
   static async begin(t: TestContext): Promise<Machine> {
-    const folder = temporaryFolder(t);
-    const server = createServer();
-    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-    const { port } = server.address() as { port: number };
-    await new Promise((resolve) => server.close(resolve));
-    const machine = new Machine(t, folder, port);
-    const plugins = {
+    const machine = new Machine(t, await freePort(), {
       store: {},
       hypervisor: {},
       process: { grace: "2s", cgroup_parent: "" },
       health: {},
       restart: { max_concurrent: 1 },
       slow: { use: "./slow.mjs" },
-      api: { listen: `127.0.0.1:${port}` },
-    };
-    writeFileSync(join(folder, "slow.mjs"), SLOW);
-    writeFileSync(machine.#config, stringify({ data_dir: "data", host: { log_level: "error" }, plugins }));
-    cleanup(t).defer(() => machine.#end());
+    });
+    writeFileSync(join(machine.folder, "slow.mjs"), SLOW);
+    cleanup(t).defer(() => machine.#clear());
     await machine.start();
+    // What is held back would hold back its own end.
+    cleanup(t).defer(() => machine.go());
     return machine;
-  }
-
-  get #config(): string {
-    return join(this.folder, "config.toml");
   }
 
   #path(name: string, what: "starts" | "pid" | "well" | "go"): string {
     return join(this.folder, `${name}.${what}`);
   }
 
-  async start(): Promise<void> {
-    const child = this.#host = runMain(this.#t, ["--config", this.#config]);
-    cleanup(this.#t).defer(async () => {
-      if (this.#host !== child) return;
-      this.go();
-      for (const { id } of await this.#call<Shown[]>("GET", "")) await this.#call("DELETE", `/${id}`);
-      process.kill(child.pid!, "SIGTERM");
-      assert.equal((await child).exitCode, 0);
-    });
-    await until("the host answers", () => fetch(`${this.#base}/health`).then((r) => r.ok, () => false), 60_000);
-  }
-
   /** What a test that failed while there was no host has left. */
-  #end(): void {
+  #clear(): void {
     for (const name of readdirSync(this.folder).filter((name) => name.endsWith(".pid"))) {
       const pid = readFileSync(join(this.folder, name), "utf8").trim();
       const path = `/proc/${pid}/cmdline`;
       if (existsSync(path) && readFileSync(path, "utf8").includes(this.folder)) process.kill(Number(pid), "SIGKILL");
     }
-  }
-
-  /** kill -9, so that nothing is put in order. */
-  async kill(): Promise<void> {
-    this.#host!.kill("SIGKILL");
-    await this.#host;
-    this.#host = undefined;
   }
 
   /** An instance that counts its starts, says that it is well, and then does what `script` says: it waits by default. */
@@ -116,7 +74,7 @@ class Machine {
     const [starts, pid, well] = (["starts", "pid", "well"] as const).map((what) => this.#path(name, what));
     // Last what a test waits for.
     const first = `echo $$ > ${pid}.new; mv ${pid}.new ${pid}; touch ${well}; echo start >> ${starts};`;
-    return await this.#call<Shown>("POST", "", {
+    return await this.call<Shown>("POST", "", {
       name,
       image: "host",
       cmd: ["sh", "-c", `${first} ${script}`],
@@ -135,10 +93,10 @@ class Machine {
   }
 
   show(name: string): Promise<Shown> {
-    return this.#call("GET", `/${name}`);
+    return this.call("GET", `/${name}`);
   }
   post(name: string, action: "start" | "stop"): Promise<Shown> {
-    return this.#call("POST", `/${name}/${action}`);
+    return this.call("POST", `/${name}/${action}`);
   }
   starts(name: string): number {
     const path = this.#path(name, "starts");
@@ -183,17 +141,6 @@ class Machine {
       const next = (await this.show(name)).restart_status?.next_attempt_at;
       if (next && Date.parse(next) - Date.now() > 1_500) return starts;
     }
-  }
-
-  async #call<T>(method: string, path: string, body?: unknown): Promise<T> {
-    const response = await fetch(`${this.#base}/instances${path}`, {
-      method,
-      headers: { "content-type": "application/json", connection: "close" },
-      ...(body !== undefined && { body: JSON.stringify(body) }),
-    });
-    const text = await response.text();
-    assert.ok(response.ok, `${method} ${path}: ${response.status} ${text}`);
-    return (text && JSON.parse(text)) as T;
   }
 }
 

@@ -1,9 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { delay } from "../../plugins/shared/async.ts";
 import { settle } from "../clock.ts";
 import { flow, ORIGIN, world } from "../conntrack-standby/world.ts";
-import { capturedLogs, temporaryFolder, until } from "../helpers.ts";
+import { capturedLogs, cleanup, temporaryFolder, until } from "../helpers.ts";
 import { directPlugin } from "./direct.ts";
 
 const DAY_MS = 86_400_000;
@@ -65,9 +64,12 @@ test("a connection that began between the request to sleep and the sleep is serv
   const { instance, kernel, state, hypervisor, host } = await world(t, { plugins });
   const { id } = await instance();
   // Another guard may think about it for longer than any event is late.
+  const [now, later] = [Date.now, { ms: 0 }];
+  const clock = t.mock.method(Date, "now", () => now() + later.ms);
+  cleanup(t).defer(() => clock.mock.restore());
   const meanwhile = host.hooks.guard("before:standby", () => {
     kernel.set(flow());
-    return delay(250);
+    later.ms = 250;
   }, { priority: 100 });
   await hypervisor.standby(id, ORIGIN).catch((error) => assert.equal(error.code, "aborted"));
   await settle(12);

@@ -1,7 +1,8 @@
 import type * as v from "valibot";
-import { type Api, type ApiCall, DormouseError, type Hypervisor, type Instance, type State } from "../../../main.ts";
+import { type Api, type ApiCall, type Hypervisor, type Instance, type State } from "../../../main.ts";
 import { delay } from "../../shared/async.ts";
 import { parseDuration } from "../../shared/duration.ts";
+import type { Execs } from "../execs.ts";
 import * as schemas from "../schemas.ts";
 
 const MAX_OUTPUT = 1024 * 1024;
@@ -10,7 +11,7 @@ const DEFAULT_TIMEOUT = 60_000;
 const FIRST_LINE_WITHIN = 250;
 
 /** Routes that look into instances: wait, logs, stats, stat and exec. */
-export function inspectionRoutes(api: Api, hypervisor: Hypervisor): void {
+export function inspectionRoutes(api: Api, hypervisor: Hypervisor, execs: Execs): void {
   const named = ({ params }: ApiCall): Instance => hypervisor.resolve(params.id);
 
   api.route({
@@ -120,13 +121,10 @@ export function inspectionRoutes(api: Api, hypervisor: Hypervisor): void {
     async handle(call) {
       const instance = named(call);
       const driver = hypervisor.driverOf(instance, "exec");
-      if (instance.state !== "Running" && instance.state !== "Initializing") {
-        const message = `Cannot exec in instance "${instance.name}": state is ${instance.state}`;
-        throw new DormouseError("invalid_state", message, { details: { state: instance.state } });
-      }
       const { timeout, ...request } = call.body as v.InferOutput<typeof schemas.ExecBody>;
       const timeout_ms = timeout === undefined ? DEFAULT_TIMEOUT : parseDuration(timeout)!;
-      const body = await driver.exec(instance, { ...request, timeout_ms, max_output: MAX_OUTPUT, signal: call.signal });
+      const wanted = { ...request, timeout_ms, max_output: MAX_OUTPUT, signal: call.signal };
+      const body = await execs.run(instance, () => driver.exec(instance, wanted));
       return { status: 200, body };
     },
   });
