@@ -60,7 +60,7 @@ export interface Instance {
   readonly working_dir: string | null;
   readonly run_as: string | null;
   readonly tags: Readonly<Record<string, string>>;
-  /** As asked for; null where nothing was, and then nothing is limited by it. */
+  /** As asked for, else as the driver gives it; null where neither says, and then nothing is limited by it. */
   readonly vcpus: number | null;
   readonly memory_bytes: number | null;
   /** What the HTTP contract knows and only some drivers use: `overlay_size`, `hotplug_size`, `skip_guest_agent`. */

@@ -35,8 +35,9 @@ export class Creation {
     const made = () =>
       this.#reserving(draft.name, () =>
         this.#registry.lanes.enter(draft.id, "create", async (signal) => {
-          await ask(this.#registry, "create", draft, origin, signal);
-          const instance = this.#insert(await validate(driver, draft, "create"), "create", origin);
+          const sized = await validate(driver, draft, "create");
+          await ask(this.#registry, "create", sized, origin, signal);
+          const instance = this.#insert(sized, "create", origin);
           return await this.#orRemove(instance, "create", async () => {
             await driver.create(instance);
             const state = await driver.start(instance, signal);

@@ -184,7 +184,8 @@ export async function removeNow(registry: Registry, instance: Instance, origin: 
 /** The instance with the size that it gets. @throws {DormouseError} the driver's own, or `driver_failed` where it broke */
 export async function validate(driver: Driver, instance: Instance, request: string): Promise<Instance> {
   try {
-    return { ...instance, ...await driver.validate(instance) };
+    const { vcpus, memory_bytes } = await driver.validate(instance) ?? instance;
+    return { ...instance, vcpus, memory_bytes };
   } catch (error) {
     throw failure(request, instance, error);
   }

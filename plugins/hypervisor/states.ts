@@ -59,7 +59,7 @@ export const OUTCOME = {
 export const OVERTAKES = {
   update: [],
   start: ["stop", "delete"],
-  stop: [],
+  stop: ["delete"],
   pause: [],
   resume: [],
   standby: ["restore", "resume", "start", "stop", "delete"],

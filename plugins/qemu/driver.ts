@@ -14,6 +14,7 @@ import { statsOf } from "./stats.ts";
 import { stat } from "./tasks.ts";
 import { Power } from "./power.ts";
 import type { Link, Vm } from "./vm.ts";
+import { Waking } from "./waking.ts";
 
 /** That images need which ask for their address. */
 const DHCP_PROGRAMS = ["dnsmasq", "setpriv"];
@@ -41,11 +42,13 @@ export class QemuDriver implements Driver {
   readonly features = new Set<Feature>(["pause", "standby", "fork", "exec", "stats", "stat", "logs"]);
   readonly #fleet: Fleet;
   readonly #power: Power;
+  readonly #waking: Waking;
 
   constructor(name: DriverName, fleet: Fleet) {
     this.name = name;
     this.#fleet = fleet;
     this.#power = new Power(name, fleet);
+    this.#waking = new Waking(fleet, this.#power);
   }
 
   unavailable(): string | null {
@@ -92,7 +95,7 @@ export class QemuDriver implements Driver {
       signal.throwIfAborted();
       const { state } = await vm.look();
       if (state === "Paused") return await this.#resume(vm, instance);
-      if (state === "Standby") return await this.#wake(vm, instance, signal);
+      if (state === "Standby") return await this.#waking.wake(vm, instance, signal);
       if (state === "Stopped") await this.#power.boot(vm, instance, signal);
       return this.#power.watch(vm, instance);
     });
@@ -101,7 +104,7 @@ export class QemuDriver implements Driver {
   async stop(instance: Instance, signal: AbortSignal): Promise<Exit> {
     const { id } = instance;
     return await this.#fleet.turn(id, async (vm) => {
-      await this.#rouse(vm, instance, signal);
+      await this.#waking.rouse(vm, instance, signal);
       await this.#fleet.quiet(id);
       this.#fleet.unwatchLogs(id);
       const ask = (link: Link, signal: AbortSignal) => this.#power.ask(link, instance, signal);
@@ -170,7 +173,7 @@ export class QemuDriver implements Driver {
   }
 
   async restore(instance: Instance, signal: AbortSignal): Promise<"Initializing" | "Running"> {
-    return await this.#fleet.turn(instance.id, (vm) => this.#wake(vm, instance, signal));
+    return await this.#fleet.turn(instance.id, (vm) => this.#waking.wake(vm, instance, signal));
   }
 
   /**
@@ -243,34 +246,6 @@ export class QemuDriver implements Driver {
     if (this.#power.image(instance).agent) vm.records.mark("stale");
     await vm.resume();
     return this.#power.watch(vm, instance);
-  }
-
-  /** Restores it, or boots it anew where that fails and its policy is to lose its memory rather than its service. */
-  async #wake(vm: Vm, instance: Instance, signal: AbortSignal): Promise<"Initializing" | "Running"> {
-    try {
-      return await this.#power.restore(vm, instance, signal);
-    } catch (error) {
-      if (signal.aborted || instance.policies.restore_fallback !== "start" || !vm.records.snapshot()) {
-        putAway(this.#fleet, instance);
-        throw error;
-      }
-      try {
-        await this.#power.boot(vm, instance, signal);
-      } finally {
-        if (!vm.records.snapshot()) this.#fleet.context.lost(instance, messageOf(error));
-      }
-      return this.#power.watch(vm, instance);
-    }
-  }
-
-  /** What a guest has not written to its disk yet is in its memory: one that sleeps wakes to end as others do. */
-  async #rouse(vm: Vm, instance: Instance, signal: AbortSignal): Promise<void> {
-    try {
-      if ((await vm.look()).state === "Standby") await this.#power.restore(vm, instance, signal);
-    } catch (error) {
-      const [{ name }, reason] = [instance, messageOf(error)];
-      this.#fleet.context.log.warn("Ending {name} as it is, without waking it: {reason}", { name, reason });
-    }
   }
 
   /** Has the memory of a machine that sleeps in its own file, and nobody compress it. */

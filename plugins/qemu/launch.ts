@@ -159,10 +159,13 @@ export async function untilDead(main: ProcessId, signal?: AbortSignal): Promise<
   }
 }
 
+/** In the place of its last line. */
+export const SILENT = "it said nothing";
+
 /** What QEMU said last since its log had that size. */
 export function lastLine(log: string, size = 0): string {
-  if (!existsSync(log)) return "it said nothing";
-  return readFileSync(log).subarray(size).toString("utf8").trim().split("\n").at(-1) || "it said nothing";
+  if (!existsSync(log)) return SILENT;
+  return readFileSync(log).subarray(size).toString("utf8").trim().split("\n").at(-1) || SILENT;
 }
 
 /** Bytes of a log, which may not be there. */

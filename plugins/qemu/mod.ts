@@ -2,11 +2,11 @@
  * Instances that are virtual machines, run by QEMU. `machine.ts` makes QEMU's command line and `launch.ts` starts it;
  * `records.ts` is what is kept on disk, `vm.ts` one machine made of it, `snapshot.ts` its sleep, `asleep.ts` what becomes
  * of its memory meanwhile, with `memory.ts`, `compress.ts` and `snapshot-policy.ts`. `fleet.ts` has all machines,
- * `power.ts` brings them up, with `wire.ts`, `disk.ts`, `ready.ts` and `slots.ts`, and `driver.ts` is the driver.
- * `limits.ts` has their cgroups, `dhcp.ts` gives addresses to those that ask, with `dnsmasq.ts`. `qmp.ts` speaks with
- * QEMU, `agent.ts`, `exec.ts` and `tasks.ts` with the guest, both by `socket.ts`. `images.ts` and `image-routes.ts` are
- * the images, `demo.ts` builds one of them, with `packages.ts`, `cpio.ts` and `elf.ts`. `accel.ts` finds out whether KVM
- * works, `clock.ts` what guests without it are told.
+ * `power.ts` brings them up, and `waking.ts` those that sleep, with `wire.ts`, `disk.ts`, `ready.ts` and `slots.ts`;
+ * `driver.ts` is the driver. `limits.ts` has their cgroups, `dhcp.ts` gives addresses to those that ask, with
+ * `dnsmasq.ts`. `qmp.ts` speaks with QEMU, `agent.ts`, `exec.ts` and `tasks.ts` with the guest, both by `socket.ts`.
+ * `images.ts` and `image-routes.ts` are the images, `demo.ts` builds one of them, with `packages.ts`, `cpio.ts` and
+ * `elf.ts`. `accel.ts` finds out whether KVM works, `clock.ts` what guests without it are told.
  */
 import { mkdir } from "node:fs/promises";
 import { isAbsolute, join } from "node:path";
@@ -30,7 +30,7 @@ import type { Owner } from "./records.ts";
 import { type Means, normalise, planOf, SnapshotPolicy } from "./snapshot-policy.ts";
 
 const DRIVERS = Object.keys(MACHINES) as DriverName[];
-/** The note of what `restore_fallback` has cost. */
+/** The note of memory that is gone, which nobody asked for. */
 const LOST = "qemu:memory_lost";
 const PROGRAMS = ["qemu-system-x86_64", "qemu-img"];
 
@@ -82,7 +82,7 @@ export default definePlugin({
     const images = new Images(imagesFolder(dataDir));
     const owner = await ownerOf(run_as);
     const notes = hypervisor.declareNotes({
-      [LOST]: { help: "An instance with `restore_fallback` could not be restored, and is started without its memory" },
+      [LOST]: { help: "An instance could not be restored, and was started or stopped without its memory" },
     });
     defer(() => notes[Symbol.dispose]());
     const fleet = new Fleet({
@@ -97,13 +97,17 @@ export default definePlugin({
       lacking: lacking(owner === null ? PROGRAMS : [...PROGRAMS, "setpriv"]),
       changed: (id, cause) => hypervisor.changed(id, cause),
       lost({ id, name }, reason) {
-        log.warn("Started {name} anew, its memory is lost: {reason}", { name, reason });
-        hypervisor.note(id, {
-          type: LOST,
-          origin: { actor: "qemu", cause: "restore_failed" },
-          summary: `"${name}" has lost its memory, as it could not be restored: ${reason}`,
-          detail: { error: reason },
-        });
+        log.warn("The memory of {name} is lost, it could not be restored: {reason}", { name, reason });
+        try {
+          hypervisor.note(id, {
+            type: LOST,
+            origin: { actor: "qemu", cause: "restore_failed" },
+            summary: `"${name}" has lost its memory, as it could not be restored: ${reason}`,
+            detail: { error: reason },
+          });
+        } catch (error) {
+          log.error("That {name} has lost its memory could not be noted: {reason}", { name, reason: error });
+        }
       },
     });
     defer(() => fleet[Symbol.asyncDispose]());

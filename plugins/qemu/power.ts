@@ -10,6 +10,7 @@ import type { Image } from "./images.ts";
 import { argumentsOf, type DriverName, type GuestNetwork, sizeOf } from "./machine.ts";
 import { bootDeadline, isAtOnce, type Readiness, readinessOf, refresh, rewind, settleIn, untilReady } from "./ready.ts";
 import type { Launch, Snapshot } from "./records.ts";
+import { Unrestorable } from "./snapshot.ts";
 import { shutdown } from "./tasks.ts";
 import type { Link, Vm } from "./vm.ts";
 import { wire as attach } from "./wire.ts";
@@ -69,7 +70,7 @@ export class Power {
     if (state !== "Standby") throw new Error(`it is ${state}`);
     const snapshot = records.snapshot()!;
     if (!isRestorable(snapshot)) {
-      throw new Error("this machine was restarted before the guest's memory was on disk");
+      throw new Unrestorable("this machine was restarted before the guest's memory was on disk");
     }
     using _slot = await this.#fleet.restores.take(signal);
     await this.#fleet.quiet(instance.id);
@@ -77,7 +78,7 @@ export class Power {
     await this.wire(instance);
     const before = records.launch()!;
     if (!snapshot.full && !snapshot.compressed && !records.isWhole(before.memory.bytes)) {
-      throw new Error(`its memory is not there any more, in "${dirname(records.ram)}"`);
+      throw new Unrestorable(`its memory is not there any more, in "${dirname(records.ram)}"`);
     }
     const image = images.read(before.image);
     await this.serve(instance, image);
@@ -211,15 +212,34 @@ export class Power {
 
   /**
    * Asks a guest to end until the signal aborts or QEMU is gone: by its agent, else by the power button, for not every
-   * guest has both, and one that boots has neither yet. @throws what ended the asking
+   * guest has both, and one that boots has neither yet.
+   *
+   * @throws where it could not be asked at all; the signal's reason
    */
   async ask({ agent, qmp }: Link, instance: Instance, signal: AbortSignal): Promise<void> {
-    let listens = this.image(instance).agent && this.#fleet.vm(instance.id).records.isMarked("ready");
-    for (;;) {
-      if (listens && await shutdown(agent, { timeout: ASK_MS, signal }).then(() => true, () => false)) return;
-      await qmp.execute("system_powerdown");
-      await delay(RETRY_MS, { signal });
-      listens = this.image(instance).agent;
+    let [listens, asked] = [this.#fleet.vm(instance.id).records.isMarked("ready"), false];
+    try {
+      for (;; listens = true) {
+        if (listens && this.#hasAgent(instance)) {
+          if (await shutdown(agent, { timeout: ASK_MS, signal }).then(() => true, () => false)) return;
+          signal.throwIfAborted();
+        }
+        await qmp.execute("system_powerdown");
+        asked = true;
+        await delay(RETRY_MS, { signal });
+      }
+    } catch (error) {
+      // A monitor that is lost is no reason to cut the guest off that has been asked.
+      if (!asked || signal.aborted) throw error;
+    }
+  }
+
+  /** Whose image cannot be read may have one, and its button is pressed as well. */
+  #hasAgent(instance: Instance): boolean {
+    try {
+      return this.image(instance).agent;
+    } catch {
+      return true;
     }
   }
 

@@ -21,6 +21,11 @@ const MAX_BANDWIDTH = 2 ** 40;
 /** Memory that is shared with a file is left out of the transfer, unless all of it is wanted. */
 const capabilities = (full: boolean) => ({ capabilities: [{ capability: "x-ignore-shared", state: !full }] });
 
+/** What sleeps can never wake: its memory is gone, or QEMU refuses its state. */
+export class Unrestorable extends Error {
+  override readonly name = "Unrestorable";
+}
+
 interface TransferOptions {
   /** Whether the memory goes with it, for it has no file of its own. */
   full: boolean;

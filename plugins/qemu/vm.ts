@@ -5,11 +5,11 @@ import { bootId, isAlive, type ProcessId, signalProcess } from "../shared/proc.t
 import { Agent } from "./agent.ts";
 import type { Image } from "./images.ts";
 import { keepEnding } from "./endings.ts";
-import { type ConnectOptions, connectQmp, holdQemu, lastLine, sizeOf, untilDead } from "./launch.ts";
+import { type ConnectOptions, connectQmp, holdQemu, lastLine, SILENT, sizeOf, untilDead } from "./launch.ts";
 import type { Qmp, QmpEvent } from "./qmp.ts";
 import type { Exit, Launch, Owner, Records, Snapshot } from "./records.ts";
 import { settled } from "./settled.ts";
-import { cancelSave, loadState, saveState } from "./snapshot.ts";
+import { cancelSave, loadState, saveState, Unrestorable } from "./snapshot.ts";
 import { ConnectionLost } from "./socket.ts";
 
 /** Milliseconds for a monitor to answer where nothing keeps it. */
@@ -46,6 +46,7 @@ export interface VmContext {
 export class Vm implements Disposable {
   readonly #context: VmContext;
   #link: Link | undefined;
+  #disposed = false;
 
   constructor(context: VmContext) {
     this.#context = context;
@@ -123,8 +124,10 @@ export class Vm implements Disposable {
     } catch (error) {
       // Of a state that was spent and a machine that stands still, the next look makes one that runs.
       if (!incoming || records.has("state")) await this.end();
-      const said = error instanceof ConnectionLost ? lastLine(records.qemuLog, logged) : "";
-      throw said === "" ? error : new Error(`QEMU ended: ${said}`, { cause: error });
+      if (this.#disposed || !(error instanceof ConnectionLost)) throw error;
+      const said = lastLine(records.qemuLog, logged);
+      // Where it says nothing it was killed, and may be let live another time.
+      throw new (incoming && said !== SILENT ? Unrestorable : Error)(`QEMU ended: ${said}`, { cause: error });
     }
   }
 
@@ -216,6 +219,7 @@ export class Vm implements Disposable {
 
   /** Lets go of it; what runs goes on running. */
   [Symbol.dispose](): void {
+    this.#disposed = true;
     this.#drop(this.#link);
   }
 

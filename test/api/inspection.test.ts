@@ -298,6 +298,18 @@ test("an instance does not fall asleep while a command runs in it, nor is one be
   }
   assert.equal((await exec("true")).status, 200);
 
+  {
+    const [arrived, open] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    using _thoughtful = host.hooks.guard("before:standby", () => (arrived.resolve(), open.promise), { priority: 10 });
+    const overtaken = standby();
+    await arrived.promise;
+    assert.equal((await call("POST", "/instances/web/restore")).status, 200);
+    assert.equal((await overtaken).body.code, "aborted");
+    open.resolve();
+    await turn();
+  }
+  assert.equal((await exec("true")).status, 200);
+
   const slow = gate();
   host.hooks.guard("before:standby", ({ instance, signal }) => slow.script(instance, signal), { priority: -1 });
   const falling = standby();

@@ -99,19 +99,32 @@ test("a standby that its driver finishes after all is one, and the restore behin
 });
 
 test("a start is ended by a deletion, even one that stands behind other requests", async (t) => {
+  const { hypervisor, driver, host } = await registryHost(t);
+  const { id } = await hypervisor.create(BODY, ORIGIN);
+  await hypervisor.stop(id, ORIGIN);
+  const slow = gate();
+  driver.script.start = gate().script;
+  host.hooks.guard("before:update", ({ instance, signal }) => slow.script(instance, signal));
+  const first = hypervisor.update(id, { tags: { a: "b" } }, ORIGIN);
+  await slow.arrived;
+  const starting = assert.rejects(hypervisor.start(id, ORIGIN), { code: "aborted" });
+  const second = hypervisor.update(id, { tags: { a: "c" } }, ORIGIN);
+  const deleting = hypervisor.delete(id, ORIGIN);
+  slow.open();
+  await Promise.all([first, starting, second, deleting]);
+  assert.deepEqual(hypervisor.list(), []);
+});
+
+test("a stop that takes its time is ended by a deletion, which does not", async (t) => {
   const { hypervisor, driver } = await registryHost(t);
   const { id } = await hypervisor.create(BODY, ORIGIN);
   const stop = gate();
   driver.script.stop = stop.script;
-  driver.script.start = gate().script;
-  const stopping = hypervisor.stop(id, ORIGIN);
+  const stopping = assert.rejects(hypervisor.stop(id, ORIGIN), { code: "aborted" });
   await stop.arrived;
-  const starting = assert.rejects(hypervisor.start(id, ORIGIN), { code: "aborted" });
-  const updating = hypervisor.update(id, { tags: { a: "b" } }, ORIGIN);
-  const deleting = hypervisor.delete(id, ORIGIN);
-  stop.open();
-  await Promise.all([stopping, starting, updating, deleting]);
-  assert.deepEqual(hypervisor.list(), []);
+  await hypervisor.delete(id, ORIGIN);
+  await stopping;
+  assert.deepEqual([hypervisor.list(), driver.machines.size], [[], 0]);
 });
 
 test("delete() asked during a creation waits for it, then removes the instance", async (t) => {

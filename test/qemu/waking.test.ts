@@ -1,0 +1,66 @@
+import assert from "node:assert/strict";
+import { truncateSync } from "node:fs";
+import { test } from "node:test";
+import { Power } from "../../plugins/qemu/power.ts";
+import { ConnectionLost } from "../../plugins/qemu/socket.ts";
+import type { Link } from "../../plugins/qemu/vm.ts";
+import { capturedLogs, cleanup, temporaryFolder, until } from "../helpers.ts";
+import { fleetOf, QemuFixture } from "./fixture.ts";
+import { skipQemu } from "./guest.ts";
+import { idleImage } from "./idle.ts";
+
+const NEVER = new AbortController().signal;
+const options = { skip: skipQemu, timeout: 60_000 };
+
+test("stop() of what sleeps leaves it asleep where it may wake another time", options, async (t) => {
+  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }), { grace: 1_000 });
+  const instance = fixture.instance();
+  let driver = fixture.open();
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  await driver.standby(instance, NEVER);
+  const over = AbortSignal.abort(new Error("somebody else was faster"));
+  await assert.rejects(driver.stop(instance, over), /somebody else was faster/);
+  assert.equal((await driver.inspect(instance)).state, "Standby");
+
+  // The host closes as QEMU takes over the state.
+  const vm = fixture.fleet!.vm(instance.id);
+  const stopped = assert.rejects(driver.stop(instance, NEVER));
+  await until("QEMU is there", () => vm.link !== undefined);
+  await fixture.close();
+  await stopped;
+  driver = fixture.open();
+  assert.equal((await driver.adopt(instance)).state, "Standby");
+  assert.equal(await driver.restore(instance, NEVER), "Running");
+  await driver.delete(instance);
+  assert.deepEqual(fixture.remains(instance), []);
+});
+
+test("stop() of what can never wake ends it, and tells what that has cost", options, async (t) => {
+  const logs = capturedLogs(t);
+  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }));
+  const instance = fixture.instance();
+  const driver = fixture.open();
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  await driver.standby(instance, NEVER);
+  truncateSync(fixture.records(instance).path("state"), 1_000);
+  const exit = { exit_code: null, exit_message: "it was ended in its sleep" };
+  assert.deepEqual(await driver.stop(instance, NEVER), exit);
+  assert.deepEqual(await driver.inspect(instance), { state: "Stopped", ...exit });
+  assert.match(logs.join(), /^warning: Lost the memory of .*: QEMU ended: .+/);
+});
+
+test("ask() gives a guest its time that has heard, whatever becomes of the monitor", async (t) => {
+  const dataDir = temporaryFolder(t);
+  const fleet = fleetOf(dataDir);
+  cleanup(t).defer(() => fleet[Symbol.asyncDispose]());
+  const power = new Power("qemu-microvm", fleet);
+  const fixture = new QemuFixture(t, "qemu-microvm", "/no/such/image");
+  const lostAfter = (answers: number) => {
+    const execute = () => answers-- > 0 ? Promise.resolve({}) : Promise.reject(new ConnectionLost("gone"));
+    return power.ask({ qmp: { execute } } as unknown as Link, fixture.instance(), NEVER);
+  };
+  await lostAfter(1);
+  await assert.rejects(lostAfter(0), ConnectionLost);
+});
