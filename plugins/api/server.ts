@@ -10,6 +10,9 @@ import type { Listen } from "../shared/listen.ts";
 
 type Fetch = (request: Request) => Response | Promise<Response>;
 
+/** Milliseconds at least for an answer to be sent that is complete. */
+const FLUSH_MS = 100;
+
 /** A server that listens. */
 export interface Server {
   /** `http://127.0.0.1:8080`, or `unix:/path`. */
@@ -47,9 +50,14 @@ function serveDeno(fetch: Fetch, address: Listen): Promise<Server> {
   return Promise.resolve({
     url: urlOf(server.addr as unknown as Bound, address),
     close: async (grace) => {
-      await within(grace, Promise.all(underWay));
-      abort.abort(); // not shutdown(), after which an abort throws and a client that does not read is waited for forever
-      await server.finished;
+      const end = performance.now() + grace;
+      // An answer counts as complete before it is sent, and an abort cuts it off; after a shutdown an abort throws.
+      if (await within(grace, Promise.all(underWay))) {
+        await within(Math.max(end - performance.now(), FLUSH_MS), server.shutdown());
+      } else {
+        abort.abort();
+        await server.finished;
+      }
     },
   });
 }
@@ -87,11 +95,14 @@ function urlOf({ hostname, port }: Bound, address: Listen): string {
   return `http://${hostname.includes(":") ? `[${hostname}]` : hostname}:${port}`;
 }
 
-async function within(ms: number, work: Promise<unknown>): Promise<void> {
+/** Whether the work was done in time. */
+async function within(ms: number, work: Promise<unknown>): Promise<boolean> {
   try {
     await deadline(work, ms, "Closing the server");
+    return true;
   } catch (error) {
-    if (!(error instanceof DOMException && error.name === "TimeoutError")) throw error;
+    if (error instanceof DOMException && error.name === "TimeoutError") return false;
+    throw error;
   }
 }
 
