@@ -108,9 +108,10 @@ export interface LifecycleEvent {
 
 /**
  * What a driver may lack. One that is not in its `features` is answered with 501, naming driver and feature. `queues`:
- * the kernel of an instance that sleeps still takes connections and keeps their bytes until it wakes.
+ * the kernel of an instance that sleeps still takes connections and keeps their bytes until it wakes. `host-network`: where
+ * the network is off, an instance listens on this machine's own.
  */
-export type Feature = "pause" | "standby" | "queues" | "fork" | "exec" | "stats" | "logs" | "stat";
+export type Feature = "pause" | "standby" | "queues" | "host-network" | "fork" | "exec" | "stats" | "logs" | "stat";
 
 /** What a driver sees when it looks: the truth that the registry's rows are checked against. */
 export type Reading =
@@ -254,7 +255,8 @@ export interface Store {
  * or under way, and returns at once, without an event, where the instance is already as asked.
  */
 export interface Hypervisor {
-  register(driver: Driver): Disposable;
+  /** Undone asynchronously, it lets what is under way with the driver end first. */
+  register(driver: Driver): Disposable & AsyncDisposable;
   drivers(): Driver[];
   /** The name of the driver for bodies that name none. */
   readonly defaultDriver: string;

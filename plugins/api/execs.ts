@@ -1,16 +1,17 @@
 import { DormouseError, type GuardContext, type Instance, type PluginHooks, Veto } from "../../main.ts";
 
 /**
- * The commands that run in instances by request. A driver freezes or cuts off what runs in an instance that falls asleep,
- * so none does before they have ended, and none is begun in one that is about to.
+ * The commands that run in instances by request. A driver freezes or cuts off what runs in an instance that falls asleep
+ * or pauses, so none does before they have ended, and none is begun in one that is about to.
  */
 export class Execs {
   readonly #running = new Map<string, number>();
-  /** Those that may sleep, until the registry's row says that they do, or it came to nothing. */
+  /** Those that may stand still, until the registry's row says that they do, or it came to nothing. */
   readonly #leaving = new Set<string>();
 
   constructor(hooks: PluginHooks) {
     hooks.guard("before:standby", (context) => this.#leave(context));
+    hooks.guard("before:pause", (context) => this.#leave(context));
     // A running source sleeps for its copy.
     hooks.guard("before:fork", (context) => this.#leave(context));
     hooks.commit("instance:commit", ({ event }) => void this.#leaving.delete(event.instance_id));
@@ -25,7 +26,9 @@ export class Execs {
     const { id, name, state } = instance;
     const leaving = this.#leaving.has(id);
     if (leaving || (state !== "Running" && state !== "Initializing")) {
-      const message = `Cannot exec in instance "${name}": ${leaving ? "it is falling asleep" : `state is ${state}`}`;
+      const message = `Cannot exec in instance "${name}": ${
+        leaving ? "it is about to stand still" : `state is ${state}`
+      }`;
       throw new DormouseError("invalid_state", message, { details: { state } });
     }
     this.#running.set(id, this.#count(id) + 1);

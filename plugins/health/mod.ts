@@ -7,8 +7,9 @@
  * A probe comes from a port of `plugins/shared/probe-ports.ts` (64000 to 64511): it keeps nobody awake and wakes nobody.
  */
 import * as v from "valibot";
-import { definePlugin, type Host } from "../../main.ts";
+import { definePlugin, type Host, type Instance } from "../../main.ts";
 import { type Clock, systemClock } from "../shared/clock.ts";
+import { Reach } from "../shared/reach.ts";
 import { HealthCheck, type Kept, normalise } from "./policy.ts";
 import { probeWith } from "./probes.ts";
 import { HealthStatus, present } from "./status.ts";
@@ -36,13 +37,14 @@ export function healthPlugin(clock: Clock, random: () => number = Math.random) {
 function setUp(host: Host, options: Options, parts: { clock: Clock; random: () => number }): void {
   const { hooks, log } = host;
   const hypervisor = host.use("hypervisor");
-  const network = host.find("network")?.enabled ?? false;
+  const reach = new Reach(hypervisor, host.find("network"));
+  const reaches = (instance: Instance) => reach.has(instance);
   const executes = (name: string) => hypervisor.drivers().find((driver) => driver.name === name)?.features.has("exec");
   const extension = hypervisor.extend<HealthCheck | Kept, Remembered>({
     field: "health_check",
     code: "invalid_health_check",
     schema: HealthCheck,
-    normalise: (policy, instance) => normalise(policy as HealthCheck, instance, { network, executes }),
+    normalise: (policy, instance) => normalise(policy as HealthCheck, instance, { reaches, executes }),
     present: (instance) => ({ health_status: present(watch.stateOf(instance), watch.windowOf(instance.id)) }),
     presented: { health_status: HealthStatus },
   });
@@ -57,7 +59,7 @@ function setUp(host: Host, options: Options, parts: { clock: Clock; random: () =
     extension,
     policyOf: (instance) => extension.policy(instance) as Kept | undefined,
     store: host.use("store"),
-    probe: probeWith(hypervisor, ({ network: own }) => network ? own.ip : "127.0.0.1"),
+    probe: probeWith(hypervisor, (instance) => reach.addressOf(instance)),
     maxConcurrent: options.max_concurrent,
     ...parts,
   });

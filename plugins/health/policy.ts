@@ -69,8 +69,8 @@ export interface Check {
 
 /** What this host can do for a check. */
 export interface Means {
-  /** Whether instances have addresses of their own; without, they listen on this machine's. */
-  network: boolean;
+  /** Whether connections can be made to the instance. */
+  reaches(instance: Instance): boolean;
   /** Undefined where there is no such driver. */
   executes(driver: string): boolean | undefined;
 }
@@ -94,7 +94,7 @@ export function normalise(policy: HealthCheck, instance: Instance, means: Means)
   if (timeout > interval) throw wrong("timeout", `${policy.timeout} is longer than the interval, ${policy.interval}`);
   if (type === "exec") {
     if (means.executes(instance.driver) === false) throw wrong(type, `driver "${instance.driver}" cannot execute`);
-  } else if (means.network && !instance.network.enabled) throw wrong(type, "the instance has no network");
+  } else if (!means.reaches(instance)) throw wrong(type, "the instance has no network");
   const timing: Timing = {
     interval: formatDuration(interval),
     timeout: formatDuration(timeout),

@@ -86,7 +86,10 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
     register(driver) {
       if (drivers.has(driver.name)) throw new TypeError(`Cannot register driver "${driver.name}": the name is taken`);
       drivers.set(driver.name, driver);
-      return { [Symbol.dispose]: () => void drivers.delete(driver.name) };
+      const undo = () => void drivers.delete(driver.name);
+      // One that is not there yet is being made, by any of them.
+      const ours = (id: string) => [undefined, driver.name].includes(records.find(id)?.driver);
+      return { [Symbol.dispose]: undo, [Symbol.asyncDispose]: () => lanes.idle(ours).then(undo) };
     },
     drivers: () => [...drivers.values()],
     defaultDriver: options.default_driver,

@@ -47,12 +47,12 @@ export interface ProcessContext {
   options: ProcessOptions;
 }
 
-const FEATURES = new Set<Feature>(["pause", "standby", "queues", "fork", "exec", "stats", "stat", "logs"]);
+const FEATURES: Feature[] = ["pause", "standby", "queues", "host-network", "fork", "exec", "stats", "stat", "logs"];
 
 /** Runs programs of this machine as instances, each in its own cgroup and network namespace where we may make them. */
 export class ProcessDriver implements Driver, AsyncDisposable {
   readonly name = "process";
-  readonly features = FEATURES;
+  readonly features = new Set(FEATURES);
   readonly #context: ProcessContext;
   readonly #powers: Powers;
   readonly #tools: Tools | string;

@@ -32,7 +32,7 @@ export default definePlugin({
     const driver = new ProcessDriver({ dataDir, network, log, options, changed });
     defer(() => driver[Symbol.asyncDispose]());
     const registration = hypervisor.register(driver);
-    defer(() => registration[Symbol.dispose]());
+    defer(async () => await registration[Symbol.asyncDispose]());
     // After the registry has adopted what is its own.
     hooks.guard("host:ready", async () => {
       const strays = await driver.sweep(new Set(hypervisor.list().map(({ id }) => id)));

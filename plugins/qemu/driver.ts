@@ -218,7 +218,15 @@ export class QemuDriver implements Driver {
       ...(Object.keys(env).length > 0 && { env }),
       ...(working_dir !== null && { working_dir }),
     });
-    return await orFailed(work, `exec in instance "${instance.name}"`, request.signal);
+    try {
+      return await orFailed(work, `exec in instance "${instance.name}"`, request.signal);
+    } catch (error) {
+      if (request.signal?.aborted) throw error;
+      const { state } = await this.inspect(instance);
+      if (state === "Running" || state === "Unknown") throw error;
+      const message = `Cannot exec in instance "${instance.name}": it is ${state} by now`;
+      throw new DormouseError("invalid_state", message, { cause: error, details: { state } });
+    }
   }
 
   async stats({ id, name }: Instance): Promise<Stats> {

@@ -113,7 +113,7 @@ export default definePlugin({
     defer(() => fleet[Symbol.asyncDispose]());
     for (const name of DRIVERS) {
       const registration = hypervisor.register(new QemuDriver(name, fleet));
-      defer(() => registration[Symbol.dispose]());
+      defer(async () => await registration[Symbol.asyncDispose]());
     }
     // What becomes of an instance that cannot be restored: it stays asleep, or loses its memory and starts anew.
     const fallback = hypervisor.extend({ field: "restore_fallback", schema: v.picklist(["none", "start"]) });

@@ -6,6 +6,7 @@
  * the instance and its port answers (`readiness.ts`). `direct.ts` wakes those whose kernel took the connection itself.
  */
 import { definePlugin, type Instance, type LifecycleEvent } from "../../main.ts";
+import { Reach } from "../shared/reach.ts";
 import { Claims } from "./claims.ts";
 import { Direct } from "./direct.ts";
 import { Elements } from "./elements.ts";
@@ -47,9 +48,11 @@ export default definePlugin<WakeOptions>({
       http: options.http_listen !== undefined,
       health: host.plugins.has("health"),
       network: network !== undefined,
+      reaches: (instance) => reach.has(instance),
       conntrack: conntrack !== undefined,
     });
-    const addressOf = ({ network: own }: Instance) => network ? own.ip : "127.0.0.1";
+    const reach = new Reach(hypervisor, network);
+    const addressOf = (instance: Instance) => reach.addressOf(instance);
     // One that never listened may never do: then connections are better held here than there, where nobody sees them.
     let listened = false;
     const listens = () => listened ||= conntrack?.error === null;

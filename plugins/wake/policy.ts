@@ -57,6 +57,8 @@ export interface Means {
   health: boolean;
   /** Whether instances have addresses of their own; without, they listen on this machine's. */
   network: boolean;
+  /** Whether connections can be made to the instance. */
+  reaches(instance: Instance): boolean;
   /** Whether connections to instances' own addresses can be seen. */
   conntrack: boolean;
 }
@@ -69,7 +71,7 @@ export function normalise(policy: WakePolicy, instance: Instance, means: Means):
   if (twice) throw wrong("ports", `host port ${twice.host_port} is there twice`);
   if (hosts.length > 0 && !means.http) throw wrong("hosts", "there is no http_listen in [plugins.wake]");
   if (ready === "health" && !means.health) throw wrong("ready", '"health" needs the plugin "health"');
-  if (means.network && !instance.network.enabled && (ports.length > 0 || hosts.length > 0)) {
+  if (!means.reaches(instance) && (ports.length > 0 || hosts.length > 0)) {
     throw wrong(ports.length > 0 ? "ports" : "hosts", "the instance has no network");
   }
   // On the machine's own network the instance itself listens on the guest port.

@@ -16,7 +16,7 @@ test("GET /capabilities tells of drivers and what they can", async (t) => {
   assert.deepEqual(body.runtimes, [{
     name: "scripted",
     available: true,
-    features: ["exec", "fork", "logs", "pause", "snapshots", "standby", "stat", "stats"],
+    features: ["exec", "fork", "host-network", "logs", "pause", "snapshots", "standby", "stat", "stats"],
   }]);
   assert.deepEqual(body.default_runtime, { name: "scripted", available: true });
   assert.deepEqual(body.network, { model: "bridge", guest_to_guest: true });

@@ -281,7 +281,7 @@ test("an instance does not fall asleep while a command runs in it, nor is one be
   const pending = call("POST", "/instances/web/exec", forever).catch(() => {});
   await until("exec under way", () => driver.execs.length === 1);
   const fork = (name: string) => call("POST", "/instances/web/fork", { name, from_running: true });
-  for (const refused of [await standby(), await fork("copy")]) {
+  for (const refused of [await standby(), await fork("copy"), await call("POST", "/instances/web/pause")]) {
     assert.deepEqual([refused.status, refused.body.code], [409, "vetoed"]);
     assert.deepEqual([refused.body.details.plugin, refused.body.details.code], ["api", "exec_under_way"]);
   }
@@ -316,7 +316,7 @@ test("an instance does not fall asleep while a command runs in it, nor is one be
   await slow.arrived;
   const late = await exec("true");
   assert.deepEqual([late.status, late.body.code], [409, "invalid_state"]);
-  assert.match(late.body.message, /it is falling asleep$/);
+  assert.match(late.body.message, /it is about to stand still$/);
   slow.open();
   assert.equal((await falling).status, 200);
   await call("POST", "/instances/web/restore");

@@ -50,7 +50,7 @@ process.stdin.resume().on("end", () => process.exit());
 /** What is measured is the probing, and not a driver. */
 const instant: Driver = {
   name: "instant",
-  features: new Set([]),
+  features: new Set(["host-network"] as const),
   unavailable: () => null,
   validate() {},
   async create() {},

@@ -6,7 +6,7 @@ import { HealthCheck, type Means, normalise } from "../../plugins/health/policy.
 import { ORIGIN } from "../hypervisor/scripted.ts";
 import { world } from "./world.ts";
 
-const MEANS: Means = { network: true, executes: () => true };
+const MEANS: Means = { reaches: ({ network }) => network.enabled, executes: () => true };
 const INSTANCE = { driver: "any", network: { enabled: true } } as Instance;
 const kept = (body: unknown, means = MEANS, instance = INSTANCE) =>
   normalise(v.parse(HealthCheck, body), instance, means);
@@ -62,7 +62,7 @@ describe("normalise()", () => {
     const alone = { ...INSTANCE, network: { enabled: false } } as Instance;
     for (const body of [{ http: { port: 80 } }, { tcp: { port: 80 } }]) {
       assert.throws(() => kept(body, MEANS, alone), { code: "invalid_health_check" });
-      assert.ok(kept(body, { ...MEANS, network: false }, alone), "on the machine's own network it is reached");
+      assert.ok(kept(body, { ...MEANS, reaches: () => true }, alone), "on the machine's own network it is reached");
     }
     assert.throws(() => kept({ exec: { command: ["x"] } }, { ...MEANS, executes: () => false }), /cannot execute/);
     assert.ok(kept({ exec: { command: ["x"] } }, MEANS, alone));

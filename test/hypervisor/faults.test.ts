@@ -127,6 +127,23 @@ test("a stop that takes its time is ended by a deletion, which does not", async 
   assert.deepEqual([hypervisor.list(), driver.machines.size], [[], 0]);
 });
 
+test("a driver goes once what is under way with it has ended", async (t) => {
+  const { hypervisor } = await registryHost(t);
+  const driver = Object.assign(new ScriptedDriver(), { name: "other" });
+  const registration = hypervisor.register(driver);
+  const { id } = await hypervisor.create({ ...BODY, hypervisor: "other" }, ORIGIN);
+  const stop = gate();
+  driver.script.stop = stop.script;
+  const stopping = hypervisor.stop(id, ORIGIN);
+  await stop.arrived;
+  const gone = registration[Symbol.asyncDispose]().then(() => "gone");
+  assert.equal(await Promise.race([gone, new Promise((resolve) => setImmediate(resolve))]), undefined);
+  stop.open();
+  assert.equal((await stopping).state, "Stopped");
+  assert.equal(await gone, "gone");
+  await assert.rejects(hypervisor.start(id, ORIGIN), { code: "unknown_driver" });
+});
+
 test("delete() asked during a creation waits for it, then removes the instance", async (t) => {
   const { hypervisor, driver } = await registryHost(t);
   const slow = gate();

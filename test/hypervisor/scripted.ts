@@ -37,7 +37,7 @@ type Script = (instance: Instance, signal: AbortSignal) => void | Promise<void>;
  */
 export class ScriptedDriver implements Driver {
   readonly name = "scripted";
-  readonly features = new Set(["pause", "standby", "fork"] as const);
+  readonly features = new Set(["pause", "standby", "host-network", "fork"] as const);
   readonly machines: Map<string, Reading>;
   readonly calls: string[] = [];
   /** Runs at the begin of a method; what it throws fails the method. */

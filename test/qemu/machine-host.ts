@@ -103,11 +103,15 @@ test("a machine is Initializing until it answers, counts in its memory, and is g
   const info = await host.call<Record<string, unknown>>("GET", "/web/stat?path=/etc/rc");
   assert.deepEqual([info.exists, info.is_file], [true, true]);
 
-  // What it has written is in its memory alone as it falls asleep, and a stop loses none of it.
+  // What it has written is in its memory alone as it falls asleep, and a stop loses none of it, nor does the host's.
   const write = ["sh", "-c", "head -c 1000000 /dev/zero >/data/written; echo kept >>/data/written"];
   await host.call("POST", "/web/exec", { command: write });
   await host.asleep("web");
-  await host.call("POST", "/web/stop");
+  const stopped = host.ask("POST", "/instances/web/stop");
+  await until("it is on its way", async () => (await host.call<Shown>("GET", "/web")).state !== "Standby");
+  await host.end();
+  assert.equal((await stopped).status, 200);
+  await host.start();
   const { state, exit_message } = await host.call<Shown>("GET", "/web");
   assert.deepEqual([state, exit_message], ["Stopped", "the guest powered off"]);
   await host.call("POST", "/web/start", {});
@@ -118,7 +122,12 @@ test("a machine is Initializing until it answers, counts in its memory, and is g
     command: ["tail", "-c5", "/data/written"],
   });
   assert.equal(read.stdout, "kept\n");
+  const begin = ["sh", "-c", "touch /run/begun; sleep 60"];
+  const cut = host.ask("POST", "/instances/web/exec", { command: begin });
+  await until("it runs", async () => (await host.call<{ exists: boolean }>("GET", "/web/stat?path=/run/begun")).exists);
   await host.call("DELETE", "/web");
+  const { status, text: why } = await cut;
+  assert.deepEqual([status, JSON.parse(why).code], [409, "invalid_state"], why);
   assert.equal((await host.ask("DELETE", "/images/demo")).status, 204);
   const gone = await host.ask("POST", "/instances", { name: "web", image: "demo" });
   assert.deepEqual([gone.status, JSON.parse(gone.text).code], [404, "image_not_found"]);
