@@ -57,13 +57,10 @@ export class Lanes {
     this.#listeners.push(listener);
   }
 
-  /** Resolves at a moment when nobody is in a lane that `concerns`. */
-  async idle(concerns: (id: string) => boolean): Promise<void> {
-    for (;;) {
-      const turns = [...this.#lanes].filter(([id]) => concerns(id)).flatMap(([, lane]) => lane);
-      if (turns.length === 0) return;
-      await Promise.allSettled(turns.map(({ promise }) => promise));
-    }
+  /** Resolves once the turns have ended that are now in lanes that `concerns`. */
+  async settled(concerns: (id: string) => boolean): Promise<void> {
+    const turns = [...this.#lanes].filter(([id]) => concerns(id)).flatMap(([, lane]) => lane);
+    await Promise.allSettled(turns.map(({ promise }) => promise));
   }
 
   /** No turn is taken in from now on; resolves once those that were have ended. */

@@ -16,6 +16,7 @@ import {
   type Instance,
   type NoteKind,
 } from "../../main.ts";
+import { deadline } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
 import { didYouMean } from "../shared/nearest.ts";
 import { duration } from "../shared/schemas.ts";
@@ -31,6 +32,9 @@ import { Readings } from "./reading.ts";
 import { Records } from "./records.ts";
 import { adoptAll, look, Reconciler } from "./recovery.ts";
 import { Waiting } from "./wait.ts";
+
+/** Milliseconds that a driver stays for what is under way with it, while the host closes. */
+const LEAVE_WITHIN = 12_000;
 
 const Options = v.object({
   /** The driver of instances whose body names none. */
@@ -79,6 +83,8 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
     await adoptAll(registry, log);
     const reconciler = new Reconciler(registry, log, { interval: options.reconcile_interval });
     host.defer(() => reconciler[Symbol.dispose]());
+    // From then on drivers go one by one, and what is theirs is not unknown for that.
+    host.signal.addEventListener("abort", () => [reconciler, reaper].forEach((each) => each[Symbol.dispose]()));
     reaper.sweep();
   }, { priority: 100, timeout: 120_000 });
 
@@ -89,7 +95,8 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
       const undo = () => void drivers.delete(driver.name);
       // One that is not there yet is being made, by any of them.
       const ours = (id: string) => [undefined, driver.name].includes(records.find(id)?.driver);
-      return { [Symbol.dispose]: undo, [Symbol.asyncDispose]: () => lanes.idle(ours).then(undo) };
+      const ended = () => deadline(lanes.settled(ours), LEAVE_WITHIN, `What is under way with "${driver.name}"`);
+      return { [Symbol.dispose]: undo, [Symbol.asyncDispose]: () => ended().finally(undo) };
     },
     drivers: () => [...drivers.values()],
     defaultDriver: options.default_driver,

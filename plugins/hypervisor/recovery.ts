@@ -59,8 +59,13 @@ async function settle(registry: Registry, instance: Instance, how: "inspect" | "
   const commit = (found: typeof reading) =>
     void commitReading(registry, instance, found, origin, transition ? { interrupted: transition } : {});
   if (transition === "stop" && reading.state !== "Unknown") {
-    const exit = await registry.driver(instance.driver).stop(instance, AbortSignal.timeout(SLOT));
-    return commit({ state: "Stopped", ...exit });
+    try {
+      const exit = await registry.driver(instance.driver).stop(instance, AbortSignal.timeout(SLOT));
+      return commit({ state: "Stopped", ...exit });
+    } catch (error) {
+      commit(await registry.readings.read(instance));
+      throw failure("stop", instance, error);
+    }
   }
   if (transition === "fork" && reading.state === "Standby") {
     try {

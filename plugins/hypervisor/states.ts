@@ -59,7 +59,7 @@ export const OUTCOME = {
 export const OVERTAKES = {
   update: [],
   start: ["stop", "delete"],
-  stop: ["delete"],
+  stop: [],
   pause: [],
   resume: [],
   standby: ["restore", "resume", "start", "stop", "delete"],

@@ -1,5 +1,6 @@
 import { type ExecRequest, type ExecResult, type Feature, type Instance, type LogRequest } from "../../main.ts";
 import { DormouseError, type Driver, type PathInfo, type Reading, type Size, type Stats } from "../../main.ts";
+import { abortable } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
 import { formatSize } from "../shared/size.ts";
 import { putAway } from "./asleep.ts";
@@ -104,11 +105,11 @@ export class QemuDriver implements Driver {
   async stop(instance: Instance, signal: AbortSignal): Promise<Exit> {
     const { id } = instance;
     return await this.#fleet.turn(id, async (vm) => {
-      await this.#waking.rouse(vm, instance, signal);
+      const asleep = !await this.#waking.rouse(vm, instance, signal);
       await this.#fleet.quiet(id);
       this.#fleet.unwatchLogs(id);
       const ask = (link: Link, signal: AbortSignal) => this.#power.ask(link, instance, signal);
-      const exit = await vm.stop(ask, this.#fleet.context.options.grace, signal);
+      const exit = await vm.stop(ask, { grace: this.#fleet.context.options.grace, asleep, signal });
       await this.#fleet.limits.remove(id);
       return exit;
     });
@@ -222,7 +223,8 @@ export class QemuDriver implements Driver {
       return await orFailed(work, `exec in instance "${instance.name}"`, request.signal);
     } catch (error) {
       if (request.signal?.aborted) throw error;
-      const { state } = await this.inspect(instance);
+      const looked = this.inspect(instance);
+      const { state } = await (request.signal ? abortable(looked, request.signal) : looked);
       if (state === "Running" || state === "Unknown") throw error;
       const message = `Cannot exec in instance "${instance.name}": it is ${state} by now`;
       throw new DormouseError("invalid_state", message, { cause: error, details: { state } });

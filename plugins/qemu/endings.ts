@@ -1,5 +1,7 @@
+import { bootId } from "../shared/proc.ts";
+import { lastLine } from "./launch.ts";
 import type { QmpEvent } from "./qmp.ts";
-import type { Records } from "./records.ts";
+import type { Exit, Launch, Records } from "./records.ts";
 
 /** Why QEMU ended by itself, by the reason of its SHUTDOWN event. */
 const ENDINGS: Record<string, string> = {
@@ -16,4 +18,12 @@ export function keepEnding(records: Records, { event, data }: QmpEvent): void {
   if (event !== "SHUTDOWN") return;
   const [reason, exit_code] = [String(data.reason), records.exitCode()];
   records.end({ exit_code, exit_message: exit_code === null ? ENDINGS[reason] ?? reason : null });
+}
+
+/** How a machine ended, by what there is to know of it. */
+export function exitOf(records: Records, { boot }: Launch): Exit {
+  const exit_code = records.exitCode();
+  if (exit_code !== null) return { exit_code, exit_message: null };
+  const why = boot === bootId() ? `QEMU ended: ${lastLine(records.qemuLog)}` : "the machine was restarted";
+  return records.ended() ?? { exit_code, exit_message: why };
 }

@@ -159,13 +159,10 @@ export async function untilDead(main: ProcessId, signal?: AbortSignal): Promise<
   }
 }
 
-/** In the place of its last line. */
-export const SILENT = "it said nothing";
-
 /** What QEMU said last since its log had that size. */
 export function lastLine(log: string, size = 0): string {
-  if (!existsSync(log)) return SILENT;
-  return readFileSync(log).subarray(size).toString("utf8").trim().split("\n").at(-1) || SILENT;
+  if (!existsSync(log)) return "it said nothing";
+  return readFileSync(log).subarray(size).toString("utf8").trim().split("\n").at(-1) || "it said nothing";
 }
 
 /** Bytes of a log, which may not be there. */

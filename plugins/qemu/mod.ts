@@ -111,10 +111,8 @@ export default definePlugin({
       },
     });
     defer(() => fleet[Symbol.asyncDispose]());
-    for (const name of DRIVERS) {
-      const registration = hypervisor.register(new QemuDriver(name, fleet));
-      defer(async () => await registration[Symbol.asyncDispose]());
-    }
+    const registrations = DRIVERS.map((name) => hypervisor.register(new QemuDriver(name, fleet)));
+    defer(async () => void await Promise.all(registrations.map((each) => each[Symbol.asyncDispose]())));
     // What becomes of an instance that cannot be restored: it stays asleep, or loses its memory and starts anew.
     const fallback = hypervisor.extend({ field: "restore_fallback", schema: v.picklist(["none", "start"]) });
     defer(() => fallback[Symbol.dispose]());

@@ -1,11 +1,11 @@
 import type { Logger } from "@logtape/logtape";
 import type { Reading } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
-import { bootId, isAlive, type ProcessId, signalProcess } from "../shared/proc.ts";
+import { isAlive, type ProcessId, signalProcess } from "../shared/proc.ts";
 import { Agent } from "./agent.ts";
 import type { Image } from "./images.ts";
-import { keepEnding } from "./endings.ts";
-import { type ConnectOptions, connectQmp, holdQemu, lastLine, SILENT, sizeOf, untilDead } from "./launch.ts";
+import { exitOf, keepEnding } from "./endings.ts";
+import { type ConnectOptions, connectQmp, holdQemu, lastLine, sizeOf, untilDead } from "./launch.ts";
 import type { Qmp, QmpEvent } from "./qmp.ts";
 import type { Exit, Launch, Owner, Records, Snapshot } from "./records.ts";
 import { settled } from "./settled.ts";
@@ -46,7 +46,8 @@ export interface VmContext {
 export class Vm implements Disposable {
   readonly #context: VmContext;
   #link: Link | undefined;
-  #disposed = false;
+  /** Whether it was let go of; what runs then is the next host's. */
+  disposed = false;
 
   constructor(context: VmContext) {
     this.#context = context;
@@ -124,23 +125,28 @@ export class Vm implements Disposable {
     } catch (error) {
       // Of a state that was spent and a machine that stands still, the next look makes one that runs.
       if (!incoming || records.has("state")) await this.end();
-      if (this.#disposed || !(error instanceof ConnectionLost)) throw error;
+      if (this.disposed || !(error instanceof ConnectionLost)) throw error;
       const said = lastLine(records.qemuLog, logged);
-      // Where it says nothing it was killed, and may be let live another time.
-      throw new (incoming && said !== SILENT ? Unrestorable : Error)(`QEMU ended: ${said}`, { cause: error });
+      // It says this last, whatever is wrong with a state; of all else that ends it the cause may pass.
+      const refused = incoming && said.includes("load of migration failed");
+      throw new (refused ? Unrestorable : Error)(`QEMU ended: ${said}`, { cause: error });
     }
   }
 
-  /** Has `ask` ask it to end, and ends it after `grace` milliseconds or once `signal` aborts. */
+  /**
+   * Has `ask` ask it to end, and ends it after `grace` milliseconds or once `signal` aborts.
+   *
+   * @throws where it sleeps, unless it is to be ended `asleep`
+   */
   async stop(
     ask: (link: Link, signal: AbortSignal) => Promise<void>,
-    grace: number,
-    signal: AbortSignal,
+    { grace, asleep, signal }: { grace: number; asleep: boolean; signal: AbortSignal },
   ): Promise<Exit> {
     const { records, log } = this.#context;
     const reading = await this.look().catch((): Reading => ({ state: "Unknown", error: "" }));
     if (reading.state === "Stopped") return { exit_code: reading.exit_code, exit_message: reading.exit_message };
     if (reading.state === "Standby") {
+      if (!asleep) throw new Error("it sleeps");
       records.end({ exit_code: null, exit_message: "it was ended in its sleep" });
       await records.spend();
     }
@@ -219,7 +225,7 @@ export class Vm implements Disposable {
 
   /** Lets go of it; what runs goes on running. */
   [Symbol.dispose](): void {
-    this.#disposed = true;
+    this.disposed = true;
     this.#drop(this.#link);
   }
 
@@ -278,12 +284,7 @@ export class Vm implements Disposable {
     if (records.snapshot()) return { state: "Standby" };
     // The disk that its memory took is free again.
     records.free(this.#context.owner);
-    const exit_code = records.exitCode();
-    if (exit_code !== null) return { state: "Stopped", exit_code, exit_message: null };
-    const told = records.ended();
-    if (told) return { state: "Stopped", ...told };
-    const why = launch.boot === bootId() ? `QEMU ended: ${lastLine(records.qemuLog)}` : "the machine was restarted";
-    return { state: "Stopped", exit_code: null, exit_message: why };
+    return { state: "Stopped", ...exitOf(records, launch) };
   }
 
   #launchIfReadable(): Launch | undefined {

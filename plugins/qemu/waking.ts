@@ -23,7 +23,7 @@ export class Waking {
     try {
       return await this.#power.restore(vm, instance, signal);
     } catch (error) {
-      if (signal.aborted || instance.policies.restore_fallback !== "start") {
+      if (signal.aborted || vm.disposed || instance.policies.restore_fallback !== "start") {
         putAway(this.#fleet, instance);
         throw error;
       }
@@ -43,18 +43,25 @@ export class Waking {
 
   /**
    * Wakes a machine that is to be stopped, if it sleeps: what its guest has not written to its disk yet is in its memory.
-   * One that can never wake is left as it is.
+   * False for one that can never wake.
    *
    * @throws where it may wake another time; it sleeps on
    */
-  async rouse(vm: Vm, instance: Instance, signal: AbortSignal): Promise<void> {
-    if ((await vm.look().catch(UNKNOWN)).state !== "Standby") return;
+  async rouse(vm: Vm, instance: Instance, signal: AbortSignal): Promise<boolean> {
+    if ((await vm.look().catch(UNKNOWN)).state !== "Standby") return true;
     try {
       await this.#power.restore(vm, instance, signal);
     } catch (error) {
-      if (error instanceof Unrestorable) return this.#fleet.context.lost(instance, messageOf(error));
-      putAway(this.#fleet, instance);
-      throw error;
+      if (error instanceof Unrestorable) {
+        this.#fleet.context.lost(instance, messageOf(error));
+        return false;
+      }
+      // Else it went on, and only its answer got lost.
+      if ((await vm.look().catch(UNKNOWN)).state === "Standby") {
+        putAway(this.#fleet, instance);
+        throw error;
+      }
     }
+    return true;
   }
 }

@@ -70,6 +70,10 @@ export class Gate {
     for (let round = 1;; round++) {
       const before = hypervisor.find(id);
       if (!before) throw new Refused("unknown", `No instance "${id}"`);
+      // A restore gives it none either.
+      if (before.state === "Standby" && addressOf(before) === null) {
+        throw new Refused("asleep", `Instance "${before.name}" has no address`);
+      }
       if (!paths.awake(before)) await abortable(waker.wake(id, cause), signal);
       const instance = hypervisor.find(id) ?? before;
       const host = addressOf(instance);

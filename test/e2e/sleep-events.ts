@@ -150,7 +150,10 @@ test("no event that is lost puts an instance to sleep that is in use, strands a 
         for (const { source, source_port, destination, state } of flows) {
           const connection = clients.connections.get(`${source}:${source_port}>${destination}`);
           if (FINISHED.has(state) || !connection || connection.openedAt >= before) continue;
-          clients.wrong.push(`${instance_name} slept while the kernel had ${source}:${source_port} as ${state}`);
+          const seen = `${before - connection.openedAt} ms before, ${connection.closing ? "closing" : "open"}`;
+          clients.wrong.push(
+            `${instance_name} slept while the kernel had ${source}:${source_port} as ${state}, ${seen}`,
+          );
         }
       }),
     );

@@ -115,18 +115,6 @@ test("a start is ended by a deletion, even one that stands behind other requests
   assert.deepEqual(hypervisor.list(), []);
 });
 
-test("a stop that takes its time is ended by a deletion, which does not", async (t) => {
-  const { hypervisor, driver } = await registryHost(t);
-  const { id } = await hypervisor.create(BODY, ORIGIN);
-  const stop = gate();
-  driver.script.stop = stop.script;
-  const stopping = assert.rejects(hypervisor.stop(id, ORIGIN), { code: "aborted" });
-  await stop.arrived;
-  await hypervisor.delete(id, ORIGIN);
-  await stopping;
-  assert.deepEqual([hypervisor.list(), driver.machines.size], [[], 0]);
-});
-
 test("a driver goes once what is under way with it has ended", async (t) => {
   const { hypervisor } = await registryHost(t);
   const driver = Object.assign(new ScriptedDriver(), { name: "other" });

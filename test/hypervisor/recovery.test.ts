@@ -81,6 +81,23 @@ test("an interrupted action is finished, undone or judged by what the driver fin
   }
 });
 
+// Nobody was told that it was stopped, and tried again and again it could be neither woken nor stopped meanwhile.
+test("an interrupted stop that the driver cannot finish leaves the instance as it is", async (t) => {
+  const folder = temporaryFolder(t);
+  const first = await registryHost(t, { folder });
+  const { id } = await first.hypervisor.create(BODY, ORIGIN);
+  await first.host.close();
+  await interrupt(t, folder, id, { state: "Shutdown", transition: "stop" });
+  first.driver.machines.set(id, { state: "Standby" });
+  const driver = new ScriptedDriver(first.driver.machines);
+  driver.script.stop = () => Promise.reject(new Error("it does not wake"));
+  const { hypervisor } = await registryHost(t, { folder, driver });
+  const { state, transition } = hypervisor.find(id)!;
+  assert.deepEqual([state, transition], ["Standby", null]);
+  delete driver.script.stop;
+  assert.equal((await hypervisor.stop(id, ORIGIN)).state, "Stopped");
+});
+
 test("an instance whose driver is not loaded is Unknown and says which", async (t) => {
   const folder = temporaryFolder(t);
   const first = await registryHost(t, { folder });

@@ -64,7 +64,7 @@ test("restore() starts a machine anew whose state is broken only where its polic
   await driver.standby(instance, NEVER);
   await execa("truncate", ["--size=1000", fixture.records(instance).path("state")]);
   for (let round = 0; round < 2; round++) {
-    await assert.rejects(driver.restore(instance, NEVER), /^Error: QEMU ended: .*qemu-system-x86_64: /);
+    await assert.rejects(driver.restore(instance, NEVER), /^Unrestorable: QEMU ended: .*qemu-system-x86_64: /);
     assert.equal((await driver.inspect(instance)).state, "Standby");
   }
   const policies = { restore_fallback: "start" };
