@@ -30,11 +30,22 @@ export function cleanup(t: TestContext): AsyncDisposableStack {
   return stack;
 }
 
+const folders = new Set<string>();
+
 /** A new folder that is removed after the test. */
 export function temporaryFolder(t: TestContext): string {
   const folder = mkdtempSync(join(tmpdir(), "dormouse-test-"));
-  cleanup(t).defer(() => rmSync(folder, { recursive: true, force: true }));
+  // Under Deno what stands in a suite has no `after`.
+  if (folders.size === 0) {
+    (globalThis as Partial<EventTarget>).addEventListener?.("unload", () => folders.forEach(remove));
+  }
+  folders.add(folder);
+  cleanup(t).defer(() => remove(folder));
   return folder;
+}
+
+function remove(folder: string): void {
+  rmSync(folder, { recursive: true, force: true });
 }
 
 export interface StartOptions {
