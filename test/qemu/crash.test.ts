@@ -68,6 +68,8 @@ test(
     const driver = fixture.open();
     await fixture.start(driver, instance);
     await driver.standby(instance, NEVER);
+    // Its own word that the memory is on disk must not come after ours.
+    await fixture.close();
     const file = fixture.records(instance).path("snapshot.json");
     const write = (snapshot: unknown) => execa("tee", [file], { input: JSON.stringify(snapshot) });
     await write({ boot: "another", durable: false, full: false });

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { execa } from "execa";
 import { clockOffset } from "../../plugins/qemu/tasks.ts";
@@ -41,12 +42,11 @@ test("a guest is told what time it is, by the next host where one died before", 
 
   await delayed();
   // An agent that is away for longer than anybody waits for it.
-  const away = "pidof qemu-ga >/run/ga; kill -STOP $(cat /run/ga); sleep 4; kill -CONT $(cat /run/ga)";
-  await driver.exec(instance, {
-    command: ["sh", "-c", `(${away}) >/dev/null 2>&1 &`],
-    timeout_ms: 5_000,
-    max_output: 0,
-  });
+  const away = "pidof qemu-ga >/run/ga; kill -STOP $(cat /run/ga); echo away >/dev/console; sleep 10";
+  const arg = ["-c", `sleep 1; ${away}; kill -CONT $(cat /run/ga)`];
+  await fixture.fleet!.vm(instance.id).link!.agent.call("guest-exec", { path: "/bin/sh", arg });
+  const { log } = fixture.records(instance);
+  await until("the agent is away", () => readFileSync(log, "latin1").includes("away"), 60_000);
   await driver.standby(instance, NEVER);
   assert.equal(await driver.restore(instance, NEVER), "Running");
   assert.ok(fixture.records(instance).isMarked("stale"));
