@@ -24,6 +24,8 @@ export function keepEnding(records: Records, { event, data }: QmpEvent): void {
 export function exitOf(records: Records, { boot }: Launch): Exit {
   const exit_code = records.exitCode();
   if (exit_code !== null) return { exit_code, exit_message: null };
+  const told = records.ended();
+  if (told) return told;
   const why = boot === bootId() ? `QEMU ended: ${lastLine(records.qemuLog)}` : "the machine was restarted";
-  return records.ended() ?? { exit_code, exit_message: why };
+  return { exit_code, exit_message: why };
 }

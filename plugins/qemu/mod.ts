@@ -106,7 +106,11 @@ export default definePlugin({
             detail: { error: reason },
           });
         } catch (error) {
-          log.error("That {name} has lost its memory could not be noted: {reason}", { name, reason: error });
+          log.error("That {name} has lost its memory could not be noted: {reason}", {
+            name,
+            reason: messageOf(error),
+            error,
+          });
         }
       },
     });
