@@ -54,10 +54,11 @@ const [SHORTEST_MS, LONGEST_MS, EXPECTED_MS] = [5, 40, 10];
 
 /**
  * Sets the guest's clock to the host's, as often as it takes to see it right within so many milliseconds; resolves to
- * what was seen last. Setting takes effect before the agent answers, which may be a second later: it writes the time to
- * the machine's own clock too, and where the guest has no program for that it reports an error, which is none to us.
+ * what was seen last, which on a busy host may leave that open. Setting takes effect before the agent answers, which may
+ * be a second later: it writes the time to the machine's own clock too, and where the guest has no program for that it
+ * reports an error, which is none to us.
  *
- * @throws as {@linkcode Agent.call}
+ * @throws where the clock was seen to be wrong to the last; as {@linkcode Agent.call}
  */
 export async function setClock(
   agent: Agent,
@@ -77,7 +78,8 @@ export async function setClock(
       });
       seen = await clockOffset(agent, options);
     }
-    return seen;
+    if (Math.abs(seen.offset) - seen.uncertainty <= within) return seen;
+    throw new Error(`The guest's clock is ${Math.round(seen.offset)} ms off after it was set ${rounds} times`);
   } finally {
     clearTimeout(timer);
   }
