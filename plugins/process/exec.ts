@@ -1,10 +1,10 @@
 import { Buffer } from "node:buffer";
 import { constants } from "node:os";
-import process from "node:process";
 import { execa } from "execa";
 import type { ExecRequest, ExecResult } from "../../main.ts";
 import { delay } from "../shared/async.ts";
 import { processStat, signalProcess } from "../shared/proc.ts";
+import { searchPath } from "../shared/programs.ts";
 import type { Command } from "./command.ts";
 import { Session } from "./enclosure.ts";
 import { JOIN } from "./shim.ts";
@@ -77,7 +77,7 @@ export async function execute(
     buffer: false,
     reject: false,
     extendEnv: false,
-    env: { ...env, PATH: process.env.PATH ?? "/usr/sbin:/usr/bin:/sbin:/bin" },
+    env: { ...env, PATH: searchPath() },
   });
   const { pid, stdout, stderr } = child.nodeChildProcess;
   const leader = pid === undefined ? undefined : processStat(pid);

@@ -1,7 +1,7 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
-import process from "node:process";
 import { execa } from "execa";
 import { abortable, deadline } from "../shared/async.ts";
+import { searchPath } from "../shared/programs.ts";
 import type { Command } from "./command.ts";
 import type { Launch, Records } from "./launch.ts";
 
@@ -95,7 +95,7 @@ export async function startShim(options: ShimOptions): Promise<void> {
       buffer: false,
       reject: false,
       extendEnv: false,
-      env: { ...command.env, PATH: process.env.PATH ?? "/usr/sbin:/usr/bin:/sbin:/bin" },
+      env: { ...command.env, PATH: searchPath() },
     },
   );
   const output = shim.nodeChildProcess.stdout!;

@@ -7,7 +7,7 @@ import * as v from "valibot";
 import { deadline } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
 import { CommandError, run } from "../shared/run.ts";
-import type { Image } from "./images.ts";
+import type { Image } from "./image.ts";
 import { lowered } from "./launch.ts";
 import type { Accel } from "./machine.ts";
 import type { Owner } from "./records.ts";

@@ -6,6 +6,7 @@ import { Buffer } from "node:buffer";
 import { randomInt } from "node:crypto";
 import type { Socket } from "node:net";
 import { abortable, delay } from "../shared/async.ts";
+import { messageOf } from "../shared/errors.ts";
 import { ConnectionLost, dial, Lines, parseObject, remoteError, within } from "./socket.ts";
 
 export interface CallOptions {
@@ -238,8 +239,8 @@ class Link {
         rest = rest.subarray(sentinel + 1);
       }
     } catch (error) {
-      if (!(error instanceof ConnectionLost)) throw error;
-      this.end(error.message);
+      // Whatever a guest can say, it does not end this process.
+      this.end(messageOf(error));
     }
   }
 

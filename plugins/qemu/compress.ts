@@ -4,13 +4,14 @@
  */
 import { randomBytes } from "node:crypto";
 import { chownSync, rmSync, statSync } from "node:fs";
-import { open, rename } from "node:fs/promises";
+import { rename } from "node:fs/promises";
 import { dirname } from "node:path";
 import { messageOf } from "../shared/errors.ts";
 import { CommandError, run } from "../shared/run.ts";
-import { syncFolder } from "./memory.ts";
+import { syncData, syncFolder } from "./memory.ts";
 import type { Owner, Records } from "./records.ts";
 import { Slots } from "./slots.ts";
+import { Unrestorable } from "./snapshot.ts";
 
 export interface Compression {
   readonly algorithm: "zstd" | "lz4";
@@ -27,6 +28,8 @@ exec "$@"
 `;
 /** It dies with the host, which would know nothing of it. */
 const BOUND = ["setpriv", "--pdeathsig", "KILL", "--"];
+/** What is said of a file that will be no better the next time, and not of a disk that is full. */
+const DAMAGED = /premature end|unexpected end|unfinished|unknown header|unsupported format|Decoding error|No such file/;
 /** After everybody else who wants the processor or the disk; not only when nobody does, for it could not even end then. */
 const LOWLY = ["nice", "-n", "19", "ionice", "-c", "2", "-n", "7"];
 
@@ -63,7 +66,7 @@ export class Compressor {
     this.#readers.set(id, reader);
     try {
       await reading;
-      await sync(copy);
+      await syncData(copy);
       return copy;
     } catch (error) {
       rmSync(copy, { force: true });
@@ -104,20 +107,23 @@ export async function expand(records: Records, { bytes, owner, signal }: ExpandO
   try {
     await pipe(records.compressed, whole, ["zstd", "-q", "-d", "--sparse", "-c"], signal);
     const { size } = statSync(whole);
-    if (size !== bytes) throw new Error(`it has ${size} bytes in the place of ${bytes}`);
+    if (size !== bytes) throw new Unrestorable(`it has ${size} bytes in the place of ${bytes}`);
     if (owner) chownSync(whole, owner.uid, owner.gid);
     await rename(whole, records.ram);
   } catch (error) {
     rmSync(whole, { force: true });
     signal.throwIfAborted();
-    throw new Error(`its memory cannot be decompressed: ${messageOf(error)}`, { cause: error });
+    const broken = error instanceof Unrestorable || DAMAGED.test(messageOf(error));
+    throw new (broken ? Unrestorable : Error)(`its memory cannot be decompressed: ${messageOf(error)}`, {
+      cause: error,
+    });
   }
 }
 
 /** Has the snapshot made of the memory itself again. @throws as {@linkcode expand} */
 export async function keepExpanded(records: Records, options: ExpandOptions): Promise<void> {
   await expand(records, options);
-  await sync(records.ram);
+  await syncData(records.ram);
   await syncFolder(dirname(records.ram));
   await records.amend({ compressed: false });
   records.tidy();
@@ -133,11 +139,6 @@ async function pipe(from: string, to: string, command: string[], signal: AbortSi
     signal.throwIfAborted();
     throw error instanceof CommandError && error.stderr ? new Error(error.stderr.trim(), { cause: error }) : error;
   }
-}
-
-async function sync(path: string): Promise<void> {
-  await using file = await open(path, "r+");
-  await file.datasync();
 }
 
 function zstd({ algorithm, level }: Compression): string[] {

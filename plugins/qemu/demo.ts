@@ -6,7 +6,7 @@
  */
 import { Buffer } from "node:buffer";
 import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
-import { cp, mkdir, mkdtemp, rename, rm, truncate, writeFile } from "node:fs/promises";
+import { chmod, cp, mkdir, mkdtemp, rename, rm, truncate, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve, sep } from "node:path";
 import process from "node:process";
 import type { Logger } from "@logtape/logtape";
@@ -81,6 +81,8 @@ export async function buildDemoImage(folder: string, options: DemoOptions): Prom
     await writeFile(join(image, "initrd.img"), cpio(await initrdOf(root, modules)));
     await makeDisk(programIn(root, "busybox"), join(image, "disk.raw"));
     await writeFile(join(image, "image.toml"), stringify(DESCRIPTION));
+    // Whatever this process's umask says: QEMU opens them as a user of its own.
+    for (const name of readdirSync(image)) await chmod(join(image, name), 0o644);
     await rename(image, folder);
     log.info("Built image {folder} with kernel {vmlinuz}", { folder, vmlinuz });
   } finally {

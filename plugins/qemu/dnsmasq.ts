@@ -5,6 +5,7 @@ import { execa } from "execa";
 import ipaddr from "ipaddr.js";
 import { deadline } from "../shared/async.ts";
 import { isAlive, type ProcessId, processStat, signalProcess } from "../shared/proc.ts";
+import { bareEnvironment } from "../shared/programs.ts";
 import type { Owner } from "./records.ts";
 
 /** Milliseconds in which it must listen. */
@@ -85,7 +86,8 @@ export class Dnsmasq implements AsyncDisposable {
       cleanup: false,
       buffer: false,
       reject: false,
-      env: { LC_ALL: "C" },
+      extendEnv: false,
+      env: bareEnvironment(),
     });
     const { pid, stderr } = child.nodeChildProcess;
     const { promise: listens, resolve } = Promise.withResolvers<boolean>();

@@ -4,10 +4,10 @@ import { abortable } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
 import { formatSize } from "../shared/size.ts";
 import { putAway } from "./asleep.ts";
-import { keepExpanded } from "./compress.ts";
-import { copyOverlay, makeOverlay, refuseSmaller } from "./disk.ts";
+import { checkDisk, makeOverlay } from "./disk.ts";
 import { execute, orFailed } from "./exec.ts";
 import type { Fleet } from "./fleet.ts";
+import { Copier } from "./fork.ts";
 import { type DriverName, type GuestNetwork, kernelCommandLine, sizeOf } from "./machine.ts";
 import type { Exit } from "./records.ts";
 import { planOf } from "./snapshot-policy.ts";
@@ -23,9 +23,6 @@ const DHCP_PROGRAMS = ["dnsmasq", "setpriv"];
 const MIN_MEMORY = 32 * 1024 * 1024;
 /** What QEMU gives a machine without an interrupt controller of the host's kernel. */
 const MAX_VCPUS = 255;
-
-/** Milliseconds in which a compressed memory is written out for a fork. */
-const EXPAND_MS = 600_000;
 
 /** Of the longest words that a command line can hold of it, to check that it fits before there are any. */
 const LONGEST: GuestNetwork = {
@@ -44,12 +41,14 @@ export class QemuDriver implements Driver {
   readonly #fleet: Fleet;
   readonly #power: Power;
   readonly #waking: Waking;
+  readonly #copier: Copier;
 
   constructor(name: DriverName, fleet: Fleet) {
     this.name = name;
     this.#fleet = fleet;
     this.#power = new Power(name, fleet);
     this.#waking = new Waking(fleet, this.#power);
+    this.#copier = new Copier(fleet, this.#power);
   }
 
   unavailable(): string | null {
@@ -71,7 +70,7 @@ export class QemuDriver implements Driver {
         `Wrong value of "size": a machine has at least ${formatSize(MIN_MEMORY)}`,
       );
     }
-    if (image.disk) await refuseSmaller(image.disk, instance.hints.overlay_size);
+    if (image.disk) await checkDisk(image.disk, instance.hints.overlay_size);
     const missing = image.dhcp && instance.network.enabled ? this.#fleet.context.missing(DHCP_PROGRAMS) : undefined;
     if (missing !== undefined) {
       const reason = `it asks for its address by DHCP, and program "${missing}" is not in PATH`;
@@ -107,11 +106,9 @@ export class QemuDriver implements Driver {
     return await this.#fleet.turn(id, async (vm) => {
       const asleep = !await this.#waking.rouse(vm, instance, signal);
       await this.#fleet.quiet(id);
-      this.#fleet.unwatchLogs(id);
       const ask = (link: Link, signal: AbortSignal) => this.#power.ask(link, instance, signal);
       const exit = await vm.stop(ask, { grace: this.#fleet.context.options.grace, asleep, signal });
-      await this.#fleet.limits.remove(id);
-      return exit;
+      return await this.#fleet.leave(vm, id, exit);
     });
   }
 
@@ -167,7 +164,12 @@ export class QemuDriver implements Driver {
       if (state === "Standby") return;
       if (state !== "Running") throw new Error(`it is ${state}`);
       this.#fleet.unwatch(id);
-      await vm.standby(planOf(instance), signal);
+      // Its clock stands still from here on, also where it is called back, or this host dies.
+      vm.records.mark("stale");
+      // The first sleep of a copy takes its memory along, for which a host that closes does not wait.
+      const quick = vm.link?.launch.memory.shared;
+      const given = quick ? signal : AbortSignal.any([signal, this.#fleet.context.closing]);
+      await vm.standby(planOf(instance), given);
       this.#fleet.unwatchLogs(id);
       putAway(this.#fleet, instance);
     });
@@ -177,37 +179,8 @@ export class QemuDriver implements Driver {
     return await this.#fleet.turn(instance.id, (vm) => this.#waking.wake(vm, instance, signal));
   }
 
-  /**
-   * A stopped machine's disk is copied. Of one that sleeps, the copy gets a view of the memory, which is its own from the
-   * first change on; it is told who it is when it wakes.
-   */
   async fork(source: Instance, target: Instance): Promise<void> {
-    const image = this.#power.image(source);
-    const { owner } = this.#fleet.context;
-    await this.#fleet.turn(source.id, async (vm) => {
-      const [from, { state }] = [vm.records, await vm.look()];
-      if (state !== "Stopped" && state !== "Standby") {
-        throw new DormouseError("invalid_state", `Cannot fork instance "${source.name}": state is ${state}`);
-      }
-      if (state === "Standby" && !image.agent) {
-        const message = `Cannot fork instance "${source.name}" in its sleep: its image has no guest agent`;
-        throw new DormouseError("not_supported", `${message}, which would tell the copy that it is another one`);
-      }
-      if (state === "Standby") await this.#expanded(vm, source);
-      await this.#fleet.turn(target.id, async ({ records }) => {
-        records.make(owner);
-        if (image.disk) await copyOverlay(from.path("overlay.qcow2"), records.path("overlay.qcow2"));
-        records.make(owner);
-        if (state === "Stopped") return;
-        const network = await this.#power.wire(target);
-        const { accel } = from.launch()!;
-        await records.inherit(
-          from,
-          this.#power.launch(target, image, { accel, network, shared: from.snapshot()!.full }),
-        );
-      });
-    }).finally(() => putAway(this.#fleet, source));
-    putAway(this.#fleet, target);
+    await this.#copier.copy(source, target);
   }
 
   async exec(instance: Instance, request: ExecRequest): Promise<ExecResult> {
@@ -253,18 +226,9 @@ export class QemuDriver implements Driver {
   async #resume(vm: Vm, instance: Instance): Promise<"Initializing" | "Running"> {
     // What was told it before the pause is begun anew.
     this.#fleet.unwatch(instance.id);
-    if (this.#power.image(instance).agent) vm.records.mark("stale");
+    vm.records.mark("stale");
     await vm.resume();
     return this.#power.watch(vm, instance);
-  }
-
-  /** Has the memory of a machine that sleeps in its own file, and nobody compress it. */
-  async #expanded({ records }: Vm, { id }: Instance): Promise<void> {
-    await this.#fleet.quiet(id);
-    if (!records.snapshot()?.compressed) return;
-    const { owner } = this.#fleet.context;
-    const { bytes } = records.launch()!.memory;
-    await keepExpanded(records, { bytes, owner, signal: AbortSignal.timeout(EXPAND_MS) });
   }
 
   async #guest(instance: Instance, what: string): Promise<Link> {

@@ -16,8 +16,10 @@ const ENDINGS: Record<string, string> = {
 /** Writes down how a machine ended, where the event tells of that. @throws where it cannot be written */
 export function keepEnding(records: Records, { event, data }: QmpEvent): void {
   if (event !== "SHUTDOWN") return;
-  const [reason, exit_code] = [String(data.reason), records.exitCode()];
-  records.end({ exit_code, exit_message: exit_code === null ? ENDINGS[reason] ?? reason : null });
+  const exit_code = records.exitCode();
+  const { reason } = data;
+  const known = typeof reason === "string" && Object.hasOwn(ENDINGS, reason);
+  records.end({ exit_code, exit_message: exit_code === null ? known ? ENDINGS[reason] : "QEMU ended" : null });
 }
 
 /** How a machine ended, by what there is to know of it. */

@@ -1,8 +1,10 @@
 import { Buffer } from "node:buffer";
+import * as v from "valibot";
 import { DormouseError, type ExecRequest, type ExecResult } from "../../main.ts";
 import { delay } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
 import { type Agent, AgentError } from "./agent.ts";
+import { ConnectionLost } from "./socket.ts";
 
 export interface GuestExecRequest extends ExecRequest {
   /** For its stdin, which is empty without it. */
@@ -32,15 +34,18 @@ const [FIRST_MS, LONGEST_MS] = [5, 250];
 /** Milliseconds that the agent may take for one answer, and that a killed command may take to be gone. */
 const [ANSWER_MS, KILL_MS] = [10_000, 2_000];
 
-interface Status {
-  exited: boolean;
-  exitcode?: number;
-  signal?: number;
-  "out-data"?: string;
-  "err-data"?: string;
-  "out-truncated"?: boolean;
-  "err-truncated"?: boolean;
-}
+const Whole = v.pipe(v.number(), v.integer());
+const Started = v.object({ pid: Whole });
+const Status = v.object({
+  exited: v.boolean(),
+  exitcode: v.optional(Whole),
+  signal: v.optional(Whole),
+  "out-data": v.optional(v.string()),
+  "err-data": v.optional(v.string()),
+  "out-truncated": v.optional(v.boolean()),
+  "err-truncated": v.optional(v.boolean()),
+});
+type Status = v.InferOutput<typeof Status>;
 
 /**
  * Runs a command in the guest, as the agent's user. At its deadline it is killed; then the result has what it had printed,
@@ -92,25 +97,32 @@ async function start(agent: Agent, request: GuestExecRequest): Promise<number> {
   const wrapped = ["/bin/sh", "-c", WRAPPER, "dormouse-exec", working_dir, ...command];
   const [path, ...arg] = request.plain ? command : wrapped;
   const variables = Object.entries({ PATH, ...env }).map(([name, value]) => `${name}=${value}`);
-  const { pid } = await agent.call("guest-exec", {
+  const started = await agent.call("guest-exec", {
     path,
     arg,
     "capture-output": true,
     ...(env && { env: variables }),
     ...(input !== undefined && { "input-data": Buffer.from(input).toString("base64") }),
-  }, { timeout: timeout_ms, ...(signal && { signal }) }) as { pid: number };
-  return pid;
+  }, { timeout: timeout_ms, ...(signal && { signal }) });
+  return understood(Started, started).pid;
+}
+
+/** A guest may answer anything. @throws {ConnectionLost} where it is not what was asked for */
+function understood<const T extends v.GenericSchema>(schema: T, answer: unknown): v.InferOutput<T> {
+  const { success, output, issues } = v.safeParse(schema, answer);
+  if (success) return output;
+  throw new ConnectionLost(`The guest agent answered what makes no sense: ${issues[0].message}`);
 }
 
 async function statusOf(agent: Agent, pid: number, signal?: AbortSignal): Promise<Status> {
   const options = { timeout: ANSWER_MS, max: MAX_ANSWER, ...(signal && { signal }) };
-  return await agent.call("guest-exec-status", { pid }, options) as Status;
+  return understood(Status, await agent.call("guest-exec-status", { pid }, options));
 }
 
 /** Kills a command that ran a moment ago; resolves to what is known of it then. The agent forgets those that it told have exited. */
 async function kill(agent: Agent, pid: number): Promise<Status> {
   const killer = await agent.call("guest-exec", { path: "/bin/sh", arg: ["-c", KILL, "sh", String(pid)] });
-  const waiting = new Set([(killer as { pid: number }).pid, pid]);
+  const waiting = new Set([understood(Started, killer).pid, pid]);
   const end = performance.now() + KILL_MS;
   let status: Status = { exited: false };
   for (let pause = FIRST_MS; waiting.size > 0 && performance.now() < end; pause = Math.min(pause * 1.5, LONGEST_MS)) {

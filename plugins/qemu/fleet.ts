@@ -42,6 +42,8 @@ export interface FleetContext {
   readonly lacking: string | null;
   /** The first of these programs that this machine lacks. */
   missing(programs: readonly string[]): string | undefined;
+  /** Aborts when this host is about to close. */
+  readonly closing: AbortSignal;
   /** Told that an instance should be looked at. */
   changed(id: string, cause: string): void;
   /** Told that an instance has lost its memory, since it could not be restored. */
@@ -163,8 +165,9 @@ export class Fleet implements AsyncDisposable {
     for (const name of LOG_NAMES) await this.#log(id, name).recover();
   }
 
-  /** Removes the cgroup of a machine that has ended; how that was, which may be known by its cgroup alone. */
+  /** Lets go of what a machine had that has ended; how that was, which may be known by its cgroup alone. */
   async leave({ records }: Vm, id: string, { exit_code, exit_message }: Exit): Promise<Exit> {
+    this.unwatchLogs(id);
     let exit = { exit_code, exit_message };
     if (exit_code === null && !records.ended() && this.limits.ranOut(id)) {
       records.end(exit = { exit_code, exit_message: "QEMU ended: its cgroup is out of memory" });

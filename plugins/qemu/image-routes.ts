@@ -2,7 +2,8 @@ import * as v from "valibot";
 import { type Api, DormouseError, type Instance } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { formatSize } from "../shared/size.ts";
-import type { Image, Images } from "./images.ts";
+import type { Image } from "./image.ts";
+import type { Images } from "./images.ts";
 
 const Shown = v.pipe(
   v.object({
@@ -48,7 +49,7 @@ export function imageRoutes(api: Api, { images, instances }: RouteParts): void {
     scope: "image:read",
     summary: "One image",
     responses: one,
-    handle: ({ params }) => ({ status: 200, body: present(images.read(params.name)) }),
+    handle: ({ params }) => ({ status: 200, body: present(images.readNamed(params.name)) }),
   });
   api.route({
     method: "POST",

@@ -1,9 +1,11 @@
-import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { Buffer } from "node:buffer";
+import { closeSync, existsSync, openSync, readSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { execa } from "execa";
 import { delay } from "../shared/async.ts";
 import { isAlive, type ProcessId, processStat } from "../shared/proc.ts";
-import type { Image } from "./images.ts";
+import { bareEnvironment } from "../shared/programs.ts";
+import type { Image } from "./image.ts";
 import { FILES, memoryArguments, wokenArguments } from "./machine.ts";
 import { Qmp, type QmpEvent } from "./qmp.ts";
 import type { Launch, Owner, Records } from "./records.ts";
@@ -11,6 +13,8 @@ import { ConnectionLost } from "./socket.ts";
 
 /** Milliseconds between two attempts to reach a monitor that is not there yet. */
 const RETRY_MS = 1;
+/** Bytes of a line of QEMU's log, which may be as long as it likes. */
+const MAX_LINE = 1_000;
 /** Milliseconds for a killed process to be gone. */
 const DEATH_MS = 10_000;
 
@@ -72,6 +76,9 @@ export function holdQemu({ records, launch, image, owner, incoming }: LaunchOpti
   const inner = [...lowered(owner, launch), "/bin/sh", "-c", WAIT, "dormouse-go", ...command];
   const shell = execa("/bin/sh", ["-c", BECOME, "dormouse-qemu", ...opened, ...inner], {
     cwd: records.folder,
+    // What this process was told in confidence is not for a QEMU, which is not trusted.
+    extendEnv: false,
+    env: bareEnvironment(),
     detached: true,
     cleanup: false,
     stdio: ["pipe", "ignore", "ignore"],
@@ -161,8 +168,15 @@ export async function untilDead(main: ProcessId, signal?: AbortSignal): Promise<
 
 /** What QEMU said last since its log had that size. */
 export function lastLine(log: string, size = 0): string {
+  const [tail, from] = [Buffer.alloc(MAX_LINE), Math.max(size, sizeOf(log) - MAX_LINE)];
   if (!existsSync(log)) return "it said nothing";
-  return readFileSync(log).subarray(size).toString("utf8").trim().split("\n").at(-1) || "it said nothing";
+  const file = openSync(log, "r");
+  try {
+    const read = readSync(file, tail, 0, MAX_LINE, from);
+    return tail.toString("utf8", 0, read).trim().split("\n").at(-1) || "it said nothing";
+  } finally {
+    closeSync(file);
+  }
 }
 
 /** Bytes of a log, which may not be there. */

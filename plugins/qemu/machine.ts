@@ -1,7 +1,7 @@
 import { Buffer } from "node:buffer";
 import { DormouseError, type Instance } from "../../main.ts";
 import { clockArguments } from "./clock.ts";
-import type { Image } from "./images.ts";
+import type { Image } from "./image.ts";
 import type { Launch } from "./records.ts";
 
 /** The contract's names of the two kinds of machine. */
@@ -73,14 +73,17 @@ export function argumentsOf(instance: Instance, options: MachineOptions): string
   const port = (id: string, name: string) => ["-device", `virtserialport,bus=ports.0,chardev=${id},name=${name}`];
   const socket = (id: string) => ["-chardev", `socket,id=${id},path=run/${id}.sock,server=on,wait=off`];
   const tcg = accel === "tcg";
+  const pc = driver === "qemu";
   const machine = [
-    ...[MACHINES[driver], "memory-backend=ram", ...(driver === "qemu" ? ["usb=off"] : [])],
+    ...[MACHINES[driver], "memory-backend=ram", ...(pc ? ["usb=off"] : [])],
     ...(tcg ? [] : ["accel=kvm"]),
   ];
   return [
-    ...["-name", `guest=${instance.name},debug-threads=on`],
+    ...["-name", nameOf(instance)],
     ...["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"],
     ...["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"],
+    // A guest that slept by itself would be neither awake nor asleep to anybody here.
+    ...(pc ? ["-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1"] : []),
     ...["-machine", machine.join(), ...(tcg ? ["-accel", `tcg,tb-size=${TRANSLATION_MIB}`] : [])],
     ...["-cpu", tcg ? "qemu64" : "host"],
     ...["-smp", String(vcpus), "-m", `size=${bytes / 1024}K`],
@@ -99,6 +102,20 @@ export function argumentsOf(instance: Instance, options: MachineOptions): string
     ]),
     ...["-device", "pvpanic"],
   ];
+}
+
+/** The arguments of one that goes on as a copy of another machine: on the same devices, by its own name and address. */
+export function copiedArguments(args: readonly string[], instance: Instance, network: GuestNetwork | null): string[] {
+  return args.map((arg, i) => {
+    if (args[i - 1] === "-name") return nameOf(instance);
+    if (network === null) return arg;
+    if (args[i - 1] === "-netdev") return arg.replace(/(?<=,ifname=)[^,]+/, network.device);
+    return args[i - 1] === "-device" ? arg.replace(/(?<=,mac=)[^,]+/, network.mac) : arg;
+  });
+}
+
+function nameOf({ name }: Instance): string {
+  return `guest=${name},debug-threads=on`;
 }
 
 function diskArguments(format: "raw" | "qcow2"): string[] {

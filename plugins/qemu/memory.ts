@@ -65,7 +65,10 @@ export class Memory {
     await rm(copy, { force: true });
     await run("cp", ["--reflink=auto", "--sparse=always", this.ram, copy], { timeout: COPY_MS, signal });
     if (owner) chownSync(copy, owner.uid, owner.gid);
+    // What slept was on disk, and still is where it does not wake after all.
+    await syncData(copy);
     await rename(copy, this.ram);
+    await syncFolder(dirname(this.ram));
   }
 
   /** Removes what was made of the memory and not completed, and its compressed copy unless that is the memory now. */
@@ -76,6 +79,12 @@ export class Memory {
       if (MADE_OF_RAM.test(name) && name !== kept) rmSync(join(folder, name), { force: true });
     }
   }
+}
+
+/** Resolves when what is in a file is on disk. */
+export async function syncData(path: string): Promise<void> {
+  await using file = await open(path, "r+");
+  await file.datasync();
 }
 
 /** Resolves when the names in a folder are on disk. */

@@ -3,10 +3,10 @@
  * `records.ts` is what is kept on disk, `vm.ts` one machine made of it, `snapshot.ts` its sleep, `asleep.ts` what becomes
  * of its memory meanwhile, with `memory.ts`, `compress.ts` and `snapshot-policy.ts`. `fleet.ts` has all machines,
  * `power.ts` brings them up, and `waking.ts` those that sleep, with `wire.ts`, `disk.ts`, `ready.ts` and `slots.ts`;
- * `driver.ts` is the driver. `limits.ts` has their cgroups, `dhcp.ts` gives addresses to those that ask, with
+ * `driver.ts` is the driver, `fork.ts` makes copies. `limits.ts` has their cgroups, `dhcp.ts` gives addresses to those that ask, with
  * `dnsmasq.ts`. `qmp.ts` speaks with QEMU, `agent.ts`, `exec.ts` and `tasks.ts` with the guest, both by `socket.ts`.
- * `images.ts` and `image-routes.ts` are the images, `demo.ts` builds one of them, with `packages.ts`, `cpio.ts` and
- * `elf.ts`. `accel.ts` finds out whether KVM works, `clock.ts` what guests without it are told.
+ * `images.ts`, `image.ts` and `image-routes.ts` are the images, `demo.ts` builds one of them, with `packages.ts`,
+ * `cpio.ts` and `elf.ts`. `accel.ts` finds out whether KVM works, `clock.ts` what guests without it are told.
  */
 import { mkdir } from "node:fs/promises";
 import { isAbsolute, join } from "node:path";
@@ -76,11 +76,11 @@ export default definePlugin({
       },
     },
   },
-  async setup({ dataDir, log, hooks, use, find, defer }, { accel, run_as, ...options }) {
+  async setup({ dataDir, log, signal: closing, hooks, use, find, defer }, { accel, run_as, ...options }) {
     const hypervisor = use("hypervisor");
     const api = find("api");
-    const images = new Images(imagesFolder(dataDir));
     const owner = await ownerOf(run_as);
+    const images = new Images(imagesFolder(dataDir), owner);
     const notes = hypervisor.declareNotes({
       [LOST]: { help: "An instance could not be restored, and was started or stopped without its memory" },
     });
@@ -93,6 +93,7 @@ export default definePlugin({
       log,
       options,
       owner,
+      closing,
       missing: missingProgram,
       lacking: lacking(owner === null ? PROGRAMS : [...PROGRAMS, "setpriv"]),
       changed: (id, cause) => hypervisor.changed(id, cause),

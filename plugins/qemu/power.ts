@@ -6,10 +6,10 @@ import { messageOf } from "../shared/errors.ts";
 import { bootId } from "../shared/proc.ts";
 import { expand } from "./compress.ts";
 import type { Fleet } from "./fleet.ts";
-import type { Image } from "./images.ts";
+import type { Image } from "./image.ts";
 import { argumentsOf, type DriverName, type GuestNetwork, sizeOf } from "./machine.ts";
 import { bootDeadline, isAtOnce, type Readiness, readinessOf, refresh, rewind, settleIn, untilReady } from "./ready.ts";
-import type { Launch, Snapshot } from "./records.ts";
+import type { Snapshot } from "./records.ts";
 import { Unrestorable } from "./snapshot.ts";
 import { shutdown } from "./tasks.ts";
 import type { Link, Vm } from "./vm.ts";
@@ -42,24 +42,19 @@ export class Power {
     const accel = await accelerator.of(image);
     await vm.end();
     vm.records.make(owner);
-    vm.records.clear();
-    vm.records.blank(sizeOf(instance, image).bytes, owner);
     const network = await this.wire(instance);
     if (image.dhcp && network) await this.#fleet.dhcp.serve(instance);
     const joins = this.#fleet.limits.prepare(instance.id, { ...sizeOf(instance, image), accel });
-    const wanted = this.launch(instance, image, { accel, network, shared: true });
-    await vm.start({ ...wanted, joins }, image, { signal });
-  }
-
-  /** What a machine is started with. */
-  launch(
-    instance: Instance,
-    image: Image,
-    { accel, network, shared }: { accel: Launch["accel"]; network: GuestNetwork | null; shared: boolean },
-  ): Omit<Launch, "generation" | "boot"> {
-    const args = argumentsOf(instance, { driver: this.#name, accel, image, network });
     const { bytes } = sizeOf(instance, image);
-    return { args, accel, memory: { bytes, shared }, image: image.folder, device: network?.device ?? null };
+    const args = argumentsOf(instance, { driver: this.#name, accel, image, network });
+    const memory = { bytes, shared: true };
+    const wanted = { args, accel, memory, image: image.folder, device: network?.device ?? null };
+    signal.throwIfAborted();
+    // Nothing but QEMU itself can fail from here on, so what slept is lost for nothing less.
+    if (vm.records.has("state")) await vm.records.spend();
+    vm.records.clear();
+    vm.records.blank(bytes, owner);
+    await vm.start({ ...wanted, joins }, image, { signal });
   }
 
   async restore(vm: Vm, instance: Instance, signal: AbortSignal): Promise<"Initializing" | "Running"> {
@@ -156,8 +151,10 @@ export class Power {
     const { id } = instance;
     this.#fleet.watchLogs(id);
     if (records.isMarked("ready")) {
-      // A host that died on the way, or a pause, has left it with the time of before.
-      if (records.isMarked("stale") && !this.#fleet.isWatched(id)) void this.#freshen(instance);
+      // A host that died on the way, a pause, or a sleep that was given up has left it with the time of before.
+      if (records.isMarked("stale") && !this.#fleet.isWatched(id) && this.#hasAgent(instance)) {
+        void this.#freshen(instance);
+      }
       return "Running";
     }
     const readiness = readinessOf(instance, this.image(instance));

@@ -1,6 +1,7 @@
 /** A client of the QEMU Machine Protocol, https://www.qemu.org/docs/master/interop/qmp-spec.html. */
 import type { Buffer } from "node:buffer";
 import type { Socket } from "node:net";
+import { messageOf } from "../shared/errors.ts";
 import { ConnectionLost, dial, Lines, parseObject, remoteError, within } from "./socket.ts";
 
 export interface QmpEvent {
@@ -166,13 +167,13 @@ export class Qmp implements Disposable {
         this.#message(parseObject(line));
       }
     } catch (error) {
-      if (!(error instanceof ConnectionLost)) throw error;
-      this.#end(error.message);
+      // Whatever a QEMU can say, it does not end this process.
+      this.#end(messageOf(error));
     }
   }
 
   #message(message: Record<string, unknown>): void {
-    if ("event" in message) return this.#event(message);
+    if (typeof message.event === "string") return this.#event(message.event, message);
     if ("QMP" in message) return this.#greeted.resolve(versionOf(message.QMP));
     const { id } = message;
     const pending = typeof id === "number" ? this.#pending.get(id) : undefined;
@@ -183,10 +184,10 @@ export class Qmp implements Disposable {
     else pending.reject(new QmpError(pending.command, message.error));
   }
 
-  #event({ event, data, timestamp }: Record<string, unknown>): void {
+  #event(event: string, { data, timestamp }: Record<string, unknown>): void {
     const { seconds = 0, microseconds = 0 } = (timestamp ?? {}) as { seconds?: number; microseconds?: number };
     this.#onEvent({
-      event: String(event),
+      event,
       data: (data ?? {}) as Record<string, unknown>,
       at: seconds * 1000 + Math.floor(microseconds / 1000),
     });

@@ -3,7 +3,7 @@ import { delay } from "../shared/async.ts";
 import { dialProbe } from "../shared/probe-ports.ts";
 import { processAge, type ProcessId } from "../shared/proc.ts";
 import type { Agent } from "./agent.ts";
-import type { Image } from "./images.ts";
+import type { Image } from "./image.ts";
 import type { GuestNetwork } from "./machine.ts";
 import { identify, reseed, setClock } from "./tasks.ts";
 
@@ -11,6 +11,8 @@ import { identify, reseed, setClock } from "./tasks.ts";
 const RETRY_MS = 100;
 /** Milliseconds in which a guest is told after a restore what it could not notice, before it counts as running. */
 const FRESHEN_MS = 2_000;
+/** Milliseconds by which a guest's clock may be off. */
+const EXACT_MS = 100;
 
 /** Milliseconds that a guest has at least to answer a host that has just found it: it may be ready for long. */
 const FOUND_MS = 10_000;
@@ -63,10 +65,16 @@ async function answers(host: string, port: number, signal: AbortSignal): Promise
   }
 }
 
-/** After a restore: its clock stood still. `told` as for {@linkcode setClock}. @throws where the guest did not take it up in time */
+/**
+ * After a restore: its clock stood still. `told` as for {@linkcode setClock}.
+ *
+ * @throws where the guest did not take it up in time, or so slowly that nobody knows how well
+ */
 export async function rewind(agent: Agent, signal: AbortSignal, told: () => void): Promise<void> {
   const late = AbortSignal.any([signal, AbortSignal.timeout(FRESHEN_MS)]);
-  await setClock(agent, { signal: late, timeout: FRESHEN_MS, told });
+  const { offset, uncertainty } = await setClock(agent, { signal: late, timeout: FRESHEN_MS, told });
+  if (Math.abs(offset) + uncertainty <= EXACT_MS) return;
+  throw new Error(`The guest answers so slowly that its clock is right within ${Math.round(uncertainty)} ms only`);
 }
 
 /** Two machines that are made of one memory would have the same random numbers. @throws as {@linkcode rewind} */

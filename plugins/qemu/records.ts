@@ -233,7 +233,7 @@ export class Records extends Memory {
     await this.begin(launch);
     await this.#persist("snapshot.json", snapshot);
     linkSync(source.path("state"), this.path("state")); // which nobody ever changes
-    await syncFolder(this.folder);
+    for (const folder of new Set([dirname(this.ram), this.folder])) await syncFolder(folder);
   }
 
   /** Notes what became of the memory, or is to, unless the snapshot has been spent meanwhile. */

@@ -27,16 +27,22 @@ export async function settled(
   if (records.has("state") || status === "inmigrate") return "over";
   if (status === "io-error") {
     // Its disk could not be written, which the guest does not see. Each look is an attempt, for room may have been made.
+    records.mark("stale");
     await qmp.execute("cont");
     await delay(RETRIED_MS);
     const { status: now } = await qmp.execute("query-status") as { status: string };
     if (now === "running") return ready;
     throw new Error("its disk cannot be written; it goes on once there is room");
   }
+  if (status === "internal-error") {
+    records.end({ exit_code: null, exit_message: "QEMU could not go on with the guest" });
+    return "over";
+  }
   if (!["paused", "postmigrate", "finish-migrate", "prelaunch"].includes(status)) {
     throw new Error(`QEMU says "${status}"`);
   }
   if (records.isMarked("paused")) return "Paused";
+  records.mark("stale");
   await cancelSave(qmp);
   return ready;
 }

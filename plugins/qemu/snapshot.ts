@@ -3,12 +3,13 @@
  * the size of the memory. It goes over a socket, because QEMU may start no program and knows no files for it.
  */
 import { chownSync, closeSync, createWriteStream, existsSync, openSync, rmSync } from "node:fs";
-import { open } from "node:fs/promises";
 import { once } from "node:events";
 import { createServer, type Socket } from "node:net";
+import { dirname } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { deadline, delay } from "../shared/async.ts";
 import { FILES } from "./machine.ts";
+import { syncData, syncFolder } from "./memory.ts";
 import type { Qmp } from "./qmp.ts";
 import type { Owner, Records } from "./records.ts";
 
@@ -45,6 +46,7 @@ export async function saveState(
   // Bound by way of its folder: the path itself may be longer than that of a socket can be.
   const folder = openSync(records.folder, "r");
   const server = createServer();
+  server.maxConnections = 1;
   const given = new AbortController();
   try {
     server.listen(`/proc/self/fd/${folder}/out.sock`);
@@ -59,8 +61,7 @@ export async function saveState(
     await qmp.execute("migrate", { uri: "unix:out.sock" }, { signal });
     await transferred(qmp, { full, signal });
     await deadline(received, TRANSFER_MS, "Writing the state");
-    await using written = await open(file, "r+");
-    await written.sync();
+    await syncData(file);
   } catch (error) {
     rmSync(file, { force: true }); // it may be as large as the memory
     throw error;
@@ -110,6 +111,6 @@ export async function cancelSave(qmp: Qmp): Promise<void> {
 
 /** Resolves when the memory is on disk. */
 export async function syncMemory(records: Records): Promise<void> {
-  await using memory = await open(existsSync(records.base) ? records.base : records.ram, "r+");
-  await memory.datasync();
+  await syncData(existsSync(records.base) ? records.base : records.ram);
+  await syncFolder(dirname(records.ram));
 }

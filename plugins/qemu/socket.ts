@@ -100,6 +100,9 @@ export function parseObject(line: Buffer): Record<string, unknown> {
   throw new ConnectionLost(`It sent what is no object: ${quote(line)}`);
 }
 
+/** Characters of what the other side says of an error: it goes into logs and answers. */
+export const MAX_REASON = 500;
+
 /** `{ class, desc }` of an answer's `error`, the same in both protocols. */
 export interface RemoteError {
   readonly class: string;
@@ -109,8 +112,8 @@ export interface RemoteError {
 export function remoteError(value: unknown): RemoteError {
   const { class: name, desc } = (typeof value === "object" && value !== null ? value : {}) as Record<string, unknown>;
   return {
-    class: typeof name === "string" ? name : "GenericError",
-    desc: typeof desc === "string" ? desc : "no reason given",
+    class: typeof name === "string" ? name.slice(0, MAX_REASON) : "GenericError",
+    desc: typeof desc === "string" ? desc.slice(0, MAX_REASON) : "no reason given",
   };
 }
 

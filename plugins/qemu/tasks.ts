@@ -4,6 +4,7 @@ import type { ExecResult, PathInfo } from "../../main.ts";
 import { ABSENT } from "../shared/absent.ts";
 import { type Agent, AgentError, type CallOptions } from "./agent.ts";
 import { execute } from "./exec.ts";
+import { MAX_REASON } from "./socket.ts";
 
 export type TaskOptions = Pick<CallOptions, "signal" | "timeout">;
 
@@ -17,7 +18,8 @@ export class TaskError extends Error {
   override readonly name = "TaskError";
   readonly result: ExecResult;
   constructor(what: string, result: ExecResult) {
-    const why = result.timed_out ? "it ran past its deadline" : result.stderr.trim() || `exit code ${result.exit_code}`;
+    const said = result.stderr.trim().slice(0, MAX_REASON);
+    const why = result.timed_out ? "it ran past its deadline" : said || `exit code ${result.exit_code}`;
     super(`Cannot ${what} in the guest: ${why}`);
     this.result = result;
   }
@@ -69,14 +71,16 @@ export async function setClock(
   const found = performance.now() - begin;
   const timer = setTimeout(told, Math.min(Math.max(found / 4, SHORTEST_MS), LONGEST_MS));
   try {
-    let seen: ClockOffset = { offset: -Infinity, uncertainty: Math.min(found / 8, EXPECTED_MS) };
+    let late = Math.min(found / 8, EXPECTED_MS);
+    let seen: ClockOffset = { offset: -Infinity, uncertainty: late };
     for (let round = 0; round < rounds && Math.abs(seen.offset) + seen.uncertainty > within; round++) {
-      // A question takes about as long to arrive as the one before it took.
-      const time = Math.round((Date.now() + seen.uncertainty) * 1e6);
+      // A question takes about as long to arrive as others took, of which the fastest was held up by nothing else.
+      const time = Math.round((Date.now() + late) * 1e6);
       await agent.call("guest-set-time", { time }, { timeout: TIMEOUT_MS, ...options }).catch((error) => {
         if (!(error instanceof Error && /hwclock/.test(error.message))) throw error;
       });
       seen = await clockOffset(agent, options);
+      late = Math.min(late, seen.uncertainty);
     }
     if (Math.abs(seen.offset) - seen.uncertainty <= within) return seen;
     throw new Error(`The guest's clock is ${Math.round(seen.offset)} ms off after it was set ${rounds} times`);

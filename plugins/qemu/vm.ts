@@ -3,7 +3,7 @@ import type { Reading } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { isAlive, type ProcessId, signalProcess } from "../shared/proc.ts";
 import { Agent } from "./agent.ts";
-import type { Image } from "./images.ts";
+import type { Image } from "./image.ts";
 import { exitOf, keepEnding } from "./endings.ts";
 import { type ConnectOptions, connectQmp, holdQemu, lastLine, sizeOf, untilDead } from "./launch.ts";
 import type { Qmp, QmpEvent } from "./qmp.ts";
@@ -281,7 +281,10 @@ export class Vm implements Disposable {
 
   #dead(launch: Launch): { state: "Standby" } | ({ state: "Stopped" } & Exit) {
     const { records } = this;
-    if (records.snapshot()) return { state: "Standby" };
+    const snapshot = records.snapshot();
+    // A host may have died between the end of a copy's first sleep and this.
+    if (snapshot?.full) records.leaveBase();
+    if (snapshot) return { state: "Standby" };
     // The disk that its memory took is free again.
     records.free(this.#context.owner);
     return { state: "Stopped", ...exitOf(records, launch) };

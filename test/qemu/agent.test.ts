@@ -6,8 +6,10 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { Agent, AgentError } from "../../plugins/qemu/agent.ts";
 import { execute, type GuestExecRequest } from "../../plugins/qemu/exec.ts";
+import { rewind } from "../../plugins/qemu/ready.ts";
 import { ConnectionLost } from "../../plugins/qemu/socket.ts";
 import { clockOffset, identify, reseed, setClock, shutdown, stat } from "../../plugins/qemu/tasks.ts";
+import { delay } from "../../plugins/shared/async.ts";
 import { cleanup, temporaryFolder } from "../helpers.ts";
 import { boot, type Guest, report, restore, skipGuest, standby } from "./guest.ts";
 import { type Question, say, scripted } from "./scripted.ts";
@@ -195,6 +197,41 @@ test("setClock() tells that it has set the clock before a slow agent answers", a
   });
   const { offset: left } = await setClock(agent, { told: told.resolve, within: 1_000 });
   assert.ok(Math.abs(left) <= 1_000, `${left}`);
+});
+
+// R10: nobody knows what such a clock says.
+test("rewind() is not content with a guest that answers too slowly to be sure of its clock", async (t) => {
+  const { agent } = await answering(t, async (socket, { execute }) => {
+    if (execute === "guest-get-time") await delay(300);
+    say(socket, { return: execute === "guest-get-time" ? Date.now() * 1e6 : {} });
+  });
+  await assert.rejects(rewind(agent, AbortSignal.timeout(60_000), () => {}));
+});
+
+test("execute() takes no answer that makes no sense, whatever it would cost to make some of it", async (t) => {
+  const answers: [unknown, unknown][] = [
+    [{}, {}],
+    [{ pid: "1" }, {}],
+    [null, {}],
+    [{ pid: 1 }, { exited: 1 }],
+    [{ pid: 1 }, { exited: true, exitcode: "0" }],
+    [{ pid: 1 }, { exited: true, exitcode: 0, "out-data": { length: 2 ** 32 - 1 } }],
+    [{ pid: 1 }, { exited: true, exitcode: 0, "err-data": [1] }],
+  ];
+  for (const [started, status] of answers) {
+    const { agent } = await answering(t, (socket, { execute }) => {
+      say(socket, { return: execute === "guest-exec" ? started : status });
+    });
+    const work = execute(agent, { command: ["true"], timeout_ms: 10_000, max_output: 100 });
+    await assert.rejects(work, (error) => error instanceof ConnectionLost, JSON.stringify([started, status]));
+  }
+});
+
+test("what an agent says of an error is cut", async (t) => {
+  const { agent } = await answering(t, (socket) => {
+    say(socket, { error: { class: "GenericError", desc: "x".repeat(100_000) } });
+  });
+  await assert.rejects(agent.call("guest-ping"), (error: Error) => error.message.length < 1_000);
 });
 
 test("reseed() says that the seed is used later when the guest has neither perl nor python", async (t) => {

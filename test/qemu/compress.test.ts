@@ -20,6 +20,7 @@ import { putAway } from "../../plugins/qemu/asleep.ts";
 import { Compressor, expand, keepExpanded, lacksCompression } from "../../plugins/qemu/compress.ts";
 import type { Fleet } from "../../plugins/qemu/fleet.ts";
 import type { Records } from "../../plugins/qemu/records.ts";
+import { Unrestorable } from "../../plugins/qemu/snapshot.ts";
 import type { CompressionPlan } from "../../plugins/qemu/snapshot-policy.ts";
 import { processes } from "../../plugins/shared/proc.ts";
 import { run } from "../../plugins/shared/run.ts";
@@ -290,6 +291,7 @@ test("expand() says what is wrong with a copy that is broken, and changes nothin
     if (content) writeFileSync(records.compressed, content);
     const options = { bytes, owner: null, signal: NEVER };
     await assert.rejects(expand(records, options), (error: Error) => {
+      assert.ok(error instanceof Unrestorable, "it can never wake");
       assert.match(error.message, /^its memory cannot be decompressed: /);
       assert.match(error.message, reason);
       return true;

@@ -6,6 +6,7 @@ import { createInterface } from "node:readline";
 import { test } from "node:test";
 import { execa } from "execa";
 import type { Instance } from "../../main.ts";
+import { clockOffset } from "../../plugins/qemu/tasks.ts";
 import { delay } from "../../plugins/shared/async.ts";
 import { ROOT, RUNTIME, temporaryFolder, until } from "../helpers.ts";
 import { QemuFixture } from "./fixture.ts";
@@ -47,6 +48,10 @@ for (const [step, moments] of MOMENTS) {
         await until(`it counts on from ${before}, ${context}`, async () => await fixture.count(instance) > before);
         assert.ok(await fixture.count(instance) < before + 50, `one that booted anew would begin at 1: ${context}`);
         assert.ok(!fixture.records(instance).has("state"), context);
+        // R10: of the time in which nobody was there it knows too.
+        await until("it is told what time it is", () => !fixture.records(instance).isMarked("stale"), 60_000);
+        const { offset, uncertainty } = await clockOffset(fixture.fleet!.vm(instance.id).link!.agent);
+        assert.ok(Math.abs(offset) - uncertainty < 100, `its clock is ${offset} ms off: ${context}`);
         if (index + 1 < moments.length) {
           await fixture.close();
           continue;

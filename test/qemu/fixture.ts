@@ -33,9 +33,14 @@ const OWNER = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : null;
 const COUNTING = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
 
 /** What the drivers of a host on this data_dir share. */
-export function fleetOf(dataDir: string, options = OPTIONS, changed: (id: string) => void = () => {}): Fleet {
+export function fleetOf(
+  dataDir: string,
+  options = OPTIONS,
+  changed: (id: string) => void = () => {},
+  closing = new AbortController().signal,
+): Fleet {
   const log = getLogger(["dormouse", "qemu"]);
-  const images = new Images(join(dataDir, "images"));
+  const images = new Images(join(dataDir, "images"), OWNER);
   const accelerator = new Accelerator("tcg", join(dataDir, "accel.json"), log);
   return new Fleet({
     dataDir,
@@ -46,6 +51,7 @@ export function fleetOf(dataDir: string, options = OPTIONS, changed: (id: string
     options,
     owner: OWNER,
     lacking: null,
+    closing,
     missing: missingProgram,
     changed,
     lost: ({ name }, reason) => log.warn("Lost the memory of {name}: {reason}", { name, reason }),
@@ -57,6 +63,8 @@ export class QemuFixture implements DriverFixture {
   readonly dataDir: string;
   /** Of the host that is there now. */
   fleet: Fleet | undefined;
+  /** That one is about to close. */
+  closing = new AbortController();
   readonly #name: DriverName;
   readonly #image: string;
   readonly #options: FleetOptions;
@@ -81,9 +89,10 @@ export class QemuFixture implements DriverFixture {
   open(): QemuDriver {
     // As the kernel closes the connections of a host that was killed: QEMU speaks with one at a time.
     if (this.fleet) this.#closed.push(this.fleet[Symbol.asyncDispose]());
+    this.closing = new AbortController();
     this.fleet = fleetOf(this.dataDir, this.#options, (id) => {
       for (const resolve of this.#waiting.get(id)?.splice(0) ?? []) resolve();
-    });
+    }, this.closing.signal);
     return new QemuDriver(this.#name, this.fleet);
   }
 

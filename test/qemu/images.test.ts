@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { getLogger } from "@logtape/logtape";
+import { execaSync } from "execa";
 import { DormouseError, type ErrorCode, type Host } from "../../main.ts";
 import { Images } from "../../plugins/qemu/images.ts";
 import qemu from "../../plugins/qemu/mod.ts";
@@ -53,16 +54,73 @@ test("Images.read() says what is wrong with an image before anything is made of 
     ['kernel = "k"\ndisk = { file = "d", format = "qcow2" }', { k: KERNEL, d: "raw" }, /d is not a qcow2 disk/],
     ['kernel = "k"\ndisk = { file = "d", format = "vmdk" }', { k: KERNEL }, /disk\.format/],
     ['kernel = "k"\narch = "aarch64"', { k: KERNEL }, /arch/],
+    ['kernel = "k"\ncmdline = "a\\u0000b"', { k: KERNEL }, /cmdline: expected printable/],
+    [`kernel = "k"\ncmdline = "${"x".repeat(2_000)}"`, { k: KERNEL }, /cmdline/],
   ];
   for (const [toml, files, reason] of cases) {
     assert.throws(() => images.read(folderWith(t, toml, files)), refused("invalid_image", reason), toml);
   }
-  for (const name of ["../up", "a/b", "", ".hidden", "UPPER"]) {
+  for (const name of ["../up", "a/b", "", ".hidden", "UPPER", "a".repeat(101)]) {
     assert.throws(() => images.read(name), refused("invalid_image", /expected a name or an absolute path/), name);
   }
   assert.throws(() => images.read("nothing"), refused("image_not_found", /No image "nothing"/));
   assert.throws(() => images.read("demo"), refused("image_not_found", /"deno task image:demo" builds it$/));
   assert.throws(() => images.read("/no/such/folder"), refused("image_not_found", /No image/));
+});
+
+// Who may name a folder may still not read what only this host can.
+test("Images.read() stays in the folder, and waits for nobody in it", (t) => {
+  const images = new Images(temporaryFolder(t));
+  const [outside, inside] = [folderWith(t, 'kernel = "k"', { k: KERNEL }), () => folderWith(t, 'kernel = "k"')];
+  const linked = (name: string, to: string, folder = inside()) => {
+    rmSync(join(folder, name), { force: true });
+    symlinkSync(to, join(folder, name));
+    return folder;
+  };
+  const piped = (name: string, folder = inside()) => {
+    rmSync(join(folder, name), { force: true });
+    execaSync("mkfifo", [join(folder, name)]);
+    return folder;
+  };
+  const cases: [string, RegExp][] = [
+    [linked("k", join(outside, "k")), /k is a link out of the folder$/],
+    [linked("image.toml", join(outside, "image.toml")), /image\.toml is a link out of the folder$/],
+    [linked("k", "/dev/zero"), /k is a link out of the folder$/],
+    [piped("k"), /k is no file$/],
+    [piped("image.toml"), /image\.toml is no file$/],
+    [folderWith(t, "#".repeat(100_000)), /image\.toml is of more than 65536 bytes$/],
+    [folderWith(t, "root:secret:1"), /^Cannot use image "[^"]+": image\.toml: [^\n]*$/],
+  ];
+  for (const [folder, reason] of cases) {
+    assert.throws(() => images.read(folder), (error: Error) => {
+      assert.doesNotMatch(error.message, /secret/);
+      return refused("invalid_image", reason)(error);
+    });
+  }
+  assert.throws(() => images.readNamed(outside), refused("image_not_found", /expected a name/));
+});
+
+test("Images.read() refuses a disk that is made of other files, and a file that QEMU's user cannot read", (t) => {
+  const header = (change: (bytes: Buffer) => void) => {
+    const bytes = Buffer.alloc(104);
+    bytes.write("QFI\xfb", 0, "latin1");
+    bytes.writeUInt32BE(3, 4);
+    change(bytes);
+    return bytes;
+  };
+  const toml = 'kernel = "k"\ndisk = { file = "d", format = "qcow2" }';
+  const images = new Images(temporaryFolder(t), { uid: 65_534, gid: 65_534 });
+  const reading = (d: Buffer) => images.read(folderWith(t, toml, { k: KERNEL, d }));
+  assert.equal(reading(header(() => {})).disk?.format, "qcow2");
+  const backed = header((bytes) => bytes.writeBigUInt64BE(512n, 8));
+  assert.throws(() => reading(backed), refused("invalid_image", /d is built on another file$/));
+  const split = header((bytes) => bytes.writeBigUInt64BE(4n, 72));
+  assert.throws(() => reading(split), refused("invalid_image", /d has its data in another file$/));
+
+  const folder = folderWith(t, 'kernel = "k"', { k: KERNEL });
+  chmodSync(join(folder, "k"), 0o600);
+  assert.throws(() => images.read(folder), refused("invalid_image", /k cannot be read by user 65534/));
+  assert.equal(new Images(folder).read(folder).kernel, join(folder, "k"), "for its own user");
 });
 
 test("Images.add() copies what can be used, under a name that is free, and remove() takes it away", async (t) => {
@@ -92,7 +150,10 @@ test("Images.add() makes a copy that does without what it was made of, links in 
   const images = new Images(join(temporaryFolder(t), "images"));
   const source = folderWith(t, 'kernel = "k"', { "k-6.1": KERNEL });
   symlinkSync("k-6.1", join(source, "k"));
+  // Nothing but what the image is made of: it would have no end.
+  symlinkSync(".", join(source, "loop"));
   await images.add("one", source);
+  assert.deepEqual(readdirSync(images.pathOf("one")).toSorted(), ["image.toml", "k"]);
   rmSync(source, { recursive: true });
   assert.deepEqual(readFileSync(images.read("one").kernel), KERNEL);
 });

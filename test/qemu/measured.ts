@@ -3,7 +3,7 @@ import { readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "nod
 import { join } from "node:path";
 import type { Instance } from "../../main.ts";
 import type { QemuDriver } from "../../plugins/qemu/driver.ts";
-import type { Image } from "../../plugins/qemu/images.ts";
+import type { Image } from "../../plugins/qemu/image.ts";
 import { Qmp } from "../../plugins/qemu/qmp.ts";
 import type { Records } from "../../plugins/qemu/records.ts";
 import { delay } from "../../plugins/shared/async.ts";

@@ -3,7 +3,7 @@ import { copyFileSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { execa, type ResultPromise } from "execa";
 import { Agent } from "../../plugins/qemu/agent.ts";
-import type { Image } from "../../plugins/qemu/images.ts";
+import type { Image } from "../../plugins/qemu/image.ts";
 import { FILES } from "../../plugins/qemu/machine.ts";
 import { Qmp } from "../../plugins/qemu/qmp.ts";
 import type { Records } from "../../plugins/qemu/records.ts";

@@ -118,6 +118,8 @@ test("execute() drops an answer that comes after its deadline or an abort, and t
   await assert.rejects(qmp.execute("never", {}, { signal: AbortSignal.abort(new Error("before")) }), /before/);
 });
 
+const deep = (levels: number) => `{"id": "none", "x": ${"[".repeat(levels)}${"]".repeat(levels)}}`;
+
 test("execute() rejects for all that are under way when the socket closes, or what comes makes no sense", async (t) => {
   const cases: [string, (socket: Socket) => void, RegExp][] = [
     ["the end", (socket) => socket.end(), /^QMP command "a" got no answer: /],
@@ -129,11 +131,14 @@ test("execute() rejects for all that are under way when the socket closes, or wh
       (socket) => say(socket, { error: { class: "GenericError", desc: "JSON parse error" } }),
       /not asked.*parse/,
     ],
+    ["an event that is none", (socket) => say(socket, '{"event": {"toString": 1, "valueOf": 1}}\n'), /not asked/],
+    ["more depth than there is stack", (socket) => say(socket, `${deep(200_000)}\n`), /not asked|call stack/],
     ["too much", (socket) => say(socket, `{"return": "${"x".repeat(2_000)}`), /more than 1000 bytes/],
   ];
   for (const [what, act, pattern] of cases) {
     let asked = 0;
-    const qmp = await connected(t, (socket) => void (++asked === 2 && act(socket)), { maxLine: 1_000 });
+    const maxLine = what === "too much" ? 1_000 : 1_000_000;
+    const qmp = await connected(t, (socket) => void (++asked === 2 && act(socket)), { maxLine });
     const both = await Promise.allSettled([qmp.execute("a"), qmp.execute("b")]);
     assert.deepEqual(both.map(({ status }) => status), ["rejected", "rejected"], what);
     assert.ok(

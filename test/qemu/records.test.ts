@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
-import { existsSync, truncateSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { test, type TestContext } from "node:test";
+import { lastLine } from "../../plugins/qemu/launch.ts";
 import { Records } from "../../plugins/qemu/records.ts";
 import { cleanup, lacking, temporaryFolder } from "../helpers.ts";
 import { fleetOf, OPTIONS } from "./fixture.ts";
@@ -39,6 +40,34 @@ test("Records.ended() knows nothing of an end that was not written whole", (t) =
   }
   records.end({ exit_code: 3, exit_message: null });
   assert.deepEqual(records.ended(), { exit_code: 3, exit_message: null });
+});
+
+test("lastLine() reads the end of a log, however much is before it", (t) => {
+  const records = recordsOf(t);
+  truncateSync(records.qemuLog, 2 ** 33);
+  assert.equal(lastLine(records.qemuLog).replaceAll("\0", ""), "");
+  appendFileSync(records.qemuLog, "\nfirst\nthe last\n");
+  assert.equal(lastLine(records.qemuLog), "the last");
+  assert.equal(lastLine(records.qemuLog, 2 ** 33 + 16), "it said nothing");
+  assert.equal(lastLine(records.path("none")), "it said nothing");
+});
+
+// R11, F1: else the next copy would be made of the memory that this one was once made of.
+test("look() of a copy whose host died at the end of its first sleep leaves its source's memory", async (t) => {
+  const fleet = fleetOf(temporaryFolder(t));
+  cleanup(t).defer(() => fleet[Symbol.asyncDispose]());
+  for (const full of [true, false]) {
+    const vm = fleet.vm(`copy-${full}`);
+    const { records } = vm;
+    records.make(null);
+    const memory = { bytes: 1, shared: false };
+    await records.begin({ args: [], memory, accel: "tcg", image: "/none", device: null });
+    writeFileSync(records.base, "its source's");
+    writeFileSync(records.path("state.tmp"), "");
+    await records.complete({ full, plan: null });
+    assert.deepEqual(await vm.look(), { state: "Standby" });
+    assert.equal(existsSync(records.base), !full);
+  }
 });
 
 test("Fleet.sweep() removes what is nobody's, and in ram_dir only that", {

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { execa } from "execa";
 import { clockOffset } from "../../plugins/qemu/tasks.ts";
@@ -37,6 +37,17 @@ test("a guest is told what time it is, by the next host where one died before", 
   await delayed();
   await driver.pause(instance);
   await driver.resume(instance);
+  await paid();
+  assert.ok(await off() < 100);
+
+  await delayed();
+  const calledBack = new AbortController();
+  const sleep = assert.rejects(driver.standby(instance, calledBack.signal), /somebody came/);
+  const { records } = fixture.fleet!.vm(instance.id);
+  await until("it is on its way", () => existsSync(records.path("stale")));
+  calledBack.abort(new Error("somebody came"));
+  await sleep;
+  assert.equal((await driver.inspect(instance)).state, "Running");
   await paid();
   assert.ok(await off() < 100);
 

@@ -24,6 +24,10 @@ test("start() runs QEMU as somebody who may do nothing else", { ...options, skip
   assert.match(status, /^CapEff:\t0{16}$/m);
   assert.match(status, /^NoNewPrivs:\t1$/m);
   assert.match(status, /^Seccomp:\t2$/m);
+  // Nor what this host was told in its own environment.
+  const environment = readFileSync(`/proc/${fixture.process(instance)!.pid}/environ`, "latin1");
+  const names = environment.split("\0").filter(Boolean).map((each) => each.split("=")[0]);
+  assert.deepEqual(names.filter((name) => !["LC_ALL", "PATH", "PWD"].includes(name)), []);
   await driver.delete(instance);
 });
 
@@ -97,7 +101,7 @@ test(
 test("fork() of a sleeping machine leaves the memory of each to itself", options, async (t) => {
   const fixture = new QemuFixture(t, "qemu-microvm", image);
   const source = fixture.counting();
-  const driver = fixture.open();
+  let driver = fixture.open();
   await fixture.start(driver, source);
   await driver.standby(source, NEVER);
   const at = await fixture.count(source);
@@ -113,6 +117,12 @@ test("fork() of a sleeping machine leaves the memory of each to itself", options
   assert.equal(await digest(), before);
   assert.equal(await driver.restore(source, NEVER), "Running");
   await until("the source counts on", async () => await fixture.count(source) > at);
+
+  // The first sleep of a copy, with all of its memory, is nothing that a host waits for which closes.
+  fixture.closing.abort(new Error("the host closes"));
+  await assert.rejects(driver.standby(forks[0], NEVER), /the host closes/);
+  assert.equal((await driver.inspect(forks[0])).state, "Running");
+  driver = fixture.open();
   for (const each of [source, ...forks]) {
     await driver.standby(each, NEVER);
     const slept = await fixture.count(each);

@@ -1,12 +1,13 @@
 import assert from "node:assert/strict";
-import { truncateSync } from "node:fs";
+import { Buffer } from "node:buffer";
+import { renameSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import { test } from "node:test";
 import { setImmediate } from "node:timers/promises";
 import { Power } from "../../plugins/qemu/power.ts";
 import { ConnectionLost } from "../../plugins/qemu/socket.ts";
 import type { Link } from "../../plugins/qemu/vm.ts";
-import { capturedLogs, cleanup, temporaryFolder } from "../helpers.ts";
+import { capturedLogs, cleanup, temporaryFolder, until } from "../helpers.ts";
 import { fleetOf, QemuFixture } from "./fixture.ts";
 import { skipQemu } from "./guest.ts";
 import { idleImage } from "./idle.ts";
@@ -54,6 +55,44 @@ test("stop() of what can never wake ends it, and tells what that has cost", opti
   assert.deepEqual(await driver.stop(instance, NEVER), exit);
   assert.deepEqual(await driver.inspect(instance), { state: "Stopped", ...exit });
   assert.match(logs.join(), /^warning: Lost the memory of .*: QEMU ended: .+/);
+});
+
+// Memory is given up for a start, and for nothing less.
+test("restore() keeps what sleeps where it cannot be started anew either", options, async (t) => {
+  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }));
+  const instance = fixture.instance();
+  const driver = fixture.open();
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  await driver.standby(instance, NEVER);
+  const records = fixture.records(instance);
+  renameSync(records.ram, `${records.ram}.away`);
+  const policies = { restore_fallback: "start" };
+  const changed = { ...instance, policies, cmd: ["true"], env: { LONG: "x".repeat(2_000) } };
+  await assert.rejects(driver.restore(changed, NEVER), /too long/);
+  rmSync(records.ram);
+  renameSync(`${records.ram}.away`, records.ram);
+  assert.equal(await driver.restore(instance, NEVER), "Running");
+  await driver.delete(instance);
+});
+
+test("stop() has an eye on what a guest writes until it has ended", options, async (t) => {
+  const log_max_size = 65_536;
+  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }), { grace: 60_000, log_max_size });
+  const instance = fixture.instance();
+  const driver = fixture.open();
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  let stopped = false;
+  const enough = new AbortController();
+  const stopping = driver.stop(instance, enough.signal).finally(() => stopped = true);
+  const exit = fixture.records(instance).path("exit");
+  writeFileSync(exit, Buffer.alloc(10 * log_max_size));
+  await until("it is cut", () => statSync(exit).size <= log_max_size);
+  assert.ok(!stopped, "its guest hears nobody");
+  enough.abort();
+  await stopping;
+  await driver.delete(instance);
 });
 
 test("ask() gives a guest its time that has heard, whatever becomes of the monitor", async (t) => {

@@ -1,0 +1,79 @@
+import { DormouseError, type Instance } from "../../main.ts";
+import { putAway } from "./asleep.ts";
+import { keepExpanded } from "./compress.ts";
+import { copyOverlay } from "./disk.ts";
+import type { Fleet } from "./fleet.ts";
+import { copiedArguments } from "./machine.ts";
+import type { Power } from "./power.ts";
+import type { Records } from "./records.ts";
+import type { Vm } from "./vm.ts";
+
+/** Milliseconds in which a compressed memory is written out for a copy. */
+const EXPAND_MS = 600_000;
+
+/** Makes copies of machines that do not run. */
+export class Copier {
+  readonly #fleet: Fleet;
+  readonly #power: Power;
+
+  constructor(fleet: Fleet, power: Power) {
+    this.#fleet = fleet;
+    this.#power = power;
+  }
+
+  /**
+   * A stopped machine's disk is copied. Of one that sleeps, the copy gets a view of the memory, which is its own from the
+   * first change on; it is told who it is when it wakes.
+   *
+   * @throws {DormouseError} `invalid_state`; `not_supported` where nobody could tell it
+   */
+  async copy(source: Instance, target: Instance): Promise<void> {
+    const image = this.#power.image(source);
+    const { owner } = this.#fleet.context;
+    await this.#fleet.turn(source.id, async (vm) => {
+      const [from, { state }] = [vm.records, await vm.look()];
+      if (state !== "Stopped" && state !== "Standby") {
+        throw new DormouseError("invalid_state", `Cannot fork instance "${source.name}": state is ${state}`);
+      }
+      if (state === "Standby" && !image.agent) {
+        const message = `Cannot fork instance "${source.name}" in its sleep: its image has no guest agent`;
+        throw new DormouseError("not_supported", `${message}, which would tell the copy that it is another one`);
+      }
+      if (state === "Standby") await this.#expanded(vm, source);
+      await this.#fleet.turn(target.id, async ({ records }) => {
+        records.make(owner);
+        if (image.disk) await copyOverlay(from.path("overlay.qcow2"), records.path("overlay.qcow2"));
+        records.make(owner);
+        if (state === "Standby") await this.#inherit(records, target, from, source);
+      });
+    }).finally(() => putAway(this.#fleet, source));
+    putAway(this.#fleet, target);
+  }
+
+  /** It wakes as the very machine that fell asleep, whatever its image or the network says by now. */
+  async #inherit(records: Records, target: Instance, from: Records, source: Instance): Promise<void> {
+    const network = await this.#power.wire(target);
+    const { args, accel, image, device, memory: { bytes } } = from.launch()!;
+    if ((network === null) !== (device === null)) {
+      const [had, has] = device === null ? ["without", "with"] : ["with", "without"];
+      const message = `Cannot fork instance "${source.name}" in its sleep: it fell asleep ${had} a network`;
+      throw new DormouseError("invalid_state", `${message}, and its copy would wake ${has} one`);
+    }
+    await records.inherit(from, {
+      args: copiedArguments(args, target, network),
+      accel,
+      memory: { bytes, shared: from.snapshot()!.full },
+      image,
+      device: network?.device ?? null,
+    });
+  }
+
+  /** Has the memory of a machine that sleeps in its own file, and nobody compress it. */
+  async #expanded({ records }: Vm, { id }: Instance): Promise<void> {
+    await this.#fleet.quiet(id);
+    if (!records.snapshot()?.compressed) return;
+    const { owner } = this.#fleet.context;
+    const { bytes } = records.launch()!.memory;
+    await keepExpanded(records, { bytes, owner, signal: AbortSignal.timeout(EXPAND_MS) });
+  }
+}
