@@ -69,7 +69,7 @@ export class Host extends Client {
       for (const { id } of await this.call<{ id: string }[]>("GET", "")) await this.call("DELETE", `/${id}`);
       await this.end();
     });
-    await until("the host answers", () => this.answers(), 60_000);
+    await until("the host answers", () => this.answers(), 180_000);
   }
 
   /** kill -9, so that nothing is put in order. */

@@ -29,7 +29,7 @@ async function hostFor(t: TestContext, args: string[] = []) {
   };
   const child = runMain(t, args, env);
   const address = `127.0.0.1:${port}`;
-  await until("the host answers", () => fetch(`http://${address}/health`).then((r) => r.ok, () => false), 30_000);
+  await until("the host answers", () => fetch(`http://${address}/health`).then((r) => r.ok, () => false), 180_000);
   const purge = async () => {
     child.kill("SIGTERM");
     await child;
@@ -47,7 +47,7 @@ test("what README.md shows of the code is current (deno task docs)", () => {
 test("the session of README.md works as printed", async (t) => {
   const { address, purge } = await hostFor(t);
   const script = block("session").replaceAll("127.0.0.1:8080", address);
-  const { stdout } = await execa("bash", ["-euo", "pipefail", "-c", script], { timeout: 60_000 });
+  const { stdout } = await execa("bash", ["-euo", "pipefail", "-c", script], { timeout: 300_000 });
   for (const line of ["awake: 200", "awake again: 200"]) {
     assert.ok(stdout.includes(line), `${line}\n${stdout}`);
   }
@@ -99,7 +99,7 @@ test("what README.md shows of health, restarts, the journal, leases and metrics 
   // The journal's block names the first event of a host, so it comes first.
   for (const name of ["journal", "health", "restart", "lazy", "metrics"] as const) {
     const script = block(name).replaceAll("127.0.0.1:8080", address);
-    const { stdout } = await execa("bash", ["-euo", "pipefail", "-c", script], { timeout: 60_000 });
+    const { stdout } = await execa("bash", ["-euo", "pipefail", "-c", script], { timeout: 300_000 });
     for (const pattern of expected[name]) assert.match(stdout, pattern, `${name}\n${stdout}`);
   }
   assert.deepEqual(await (await fetch(`http://${address}/instances`)).json(), []);

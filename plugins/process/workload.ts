@@ -13,7 +13,7 @@ import { type Claim, type Exit, type Launch, Records } from "./launch.ts";
 import { startShim } from "./shim.ts";
 
 /** How long a shim may take to write the exit of a program that has ended. */
-const SHIM_MS = 2_000;
+const SHIM_MS = 10_000;
 
 /** What all workloads of one data_dir share. */
 export interface Place {

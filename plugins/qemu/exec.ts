@@ -32,7 +32,7 @@ const MAX_ANSWER = 48 * 1024 * 1024;
 /** Milliseconds between two questions whether it has ended: the first, and the longest. */
 const [FIRST_MS, LONGEST_MS] = [5, 250];
 /** Milliseconds that the agent may take for one answer, and that a killed command may take to be gone. */
-const [ANSWER_MS, KILL_MS] = [10_000, 2_000];
+const [ANSWER_MS, KILL_MS] = [10_000, 10_000];
 
 const Whole = v.pipe(v.number(), v.integer());
 const Started = v.object({ pid: Whole });

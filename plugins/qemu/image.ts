@@ -1,7 +1,17 @@
 /** One image: a folder with an `image.toml`. Who names a folder need not be trusted with what this host can read. */
 import { Buffer } from "node:buffer";
-import { closeSync, constants, fstatSync, openSync, readFileSync, readSync, realpathSync, type Stats } from "node:fs";
-import { isAbsolute, join, normalize, sep } from "node:path";
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  openSync,
+  readFileSync,
+  readSync,
+  realpathSync,
+  type Stats,
+  statSync,
+} from "node:fs";
+import { dirname, isAbsolute, join, normalize, sep } from "node:path";
 import { parse as parseToml } from "smol-toml";
 import * as v from "valibot";
 import { messageOf } from "../shared/errors.ts";
@@ -11,6 +21,8 @@ import type { Owner } from "./records.ts";
 export const FILE = "image.toml";
 /** Bytes of a description. */
 const MAX_DESCRIPTION = 64 * 1024;
+/** What a user may do with a file, and with a folder: the bits of a mode. */
+const [READ, SEARCH] = [0o4, 0o1];
 /** Bytes of a file by which its kind is known. */
 const HEAD = 0x210;
 
@@ -76,14 +88,14 @@ const KINDS = {
  * @throws {Error} what is wrong with it
  */
 export function readImage(name: string, folder: string, reader: Owner | null): Image {
-  const parsed = v.safeParse(Description, description(folder));
+  const parsed = v.safeParse(Description, description(folder, reader));
   if (!parsed.success) {
     const [issue] = parsed.issues;
     throw new Error(`${FILE}: ${v.getDotPath(issue) ?? "it"}: ${issue.message}`);
   }
   const { kernel, initrd, disk, ...rest } = parsed.output;
   const verified = (path: string, kind: Kind) => {
-    look(folder, path, (file) => verify(file, kind, reader));
+    look(folder, path, reader, (file) => verify(file, kind, reader));
     return join(folder, path);
   };
   return {
@@ -96,8 +108,8 @@ export function readImage(name: string, folder: string, reader: Owner | null): I
   };
 }
 
-function description(folder: string): unknown {
-  const text = look(folder, FILE, (file) => {
+function description(folder: string, reader: Owner | null): unknown {
+  const text = look(folder, FILE, reader, (file) => {
     if (fstatSync(file).size > MAX_DESCRIPTION) throw new Error(`is of more than ${MAX_DESCRIPTION} bytes`);
     return readFileSync(file, "utf8");
   });
@@ -109,12 +121,15 @@ function description(folder: string): unknown {
   }
 }
 
-/** Has `work` look at a file of the folder. A link may lead to another file of it, and nowhere else. */
-function look<T>(folder: string, path: string, work: (file: number) => T): T {
+/** Has `work` look at a file of the folder. A link may lead out of it, to what the reader could look at without us. */
+function look<T>(folder: string, path: string, reader: Owner | null, work: (file: number) => T): T {
   const named = join(folder, path);
   let file: number | undefined;
   try {
-    if (!realpathSync(named).startsWith(realpathSync(folder) + sep)) throw new Error("is a link out of the folder");
+    const real = realpathSync(named);
+    if (reader && !real.startsWith(realpathSync(folder) + sep) && !mayReach(reader, real)) {
+      throw new Error(`is a link to what user ${reader.uid}, as whom QEMU runs, cannot reach`);
+    }
     // Of a pipe, nobody waits for the other end.
     file = openSync(named, constants.O_RDONLY | constants.O_NONBLOCK);
     if (!fstatSync(file).isFile()) throw new Error("is no file");
@@ -131,7 +146,7 @@ function look<T>(folder: string, path: string, work: (file: number) => T): T {
 function verify(file: number, { what, magics, refuse }: Kind, reader: Owner | null): void {
   const stat = fstatSync(file);
   if (stat.size === 0) throw new Error("is empty");
-  if (reader && !mayRead(reader, stat)) throw new Error(`cannot be read by user ${reader.uid}, as whom QEMU runs`);
+  if (reader && !may(reader, READ, stat)) throw new Error(`cannot be read by user ${reader.uid}, as whom QEMU runs`);
   const head = Buffer.alloc(HEAD);
   readSync(file, head, 0, HEAD, 0);
   const begins = ([offset, magic]: readonly [number, string]) =>
@@ -141,9 +156,15 @@ function verify(file: number, { what, magics, refuse }: Kind, reader: Owner | nu
   if (reason !== undefined) throw new Error(reason);
 }
 
-function mayRead({ uid, gid }: Owner, stat: Stats): boolean {
-  const bit = stat.uid === uid ? 0o400 : stat.gid === gid ? 0o040 : 0o004;
-  return (stat.mode & bit) !== 0;
+function mayReach(owner: Owner, path: string): boolean {
+  for (let [at, right] = [path, READ];; [at, right] = [dirname(at), SEARCH]) {
+    if (!may(owner, right, statSync(at))) return false;
+    if (at === dirname(at)) return true;
+  }
+}
+
+function may({ uid, gid }: Owner, right: number, { mode, uid: user, gid: group }: Stats): boolean {
+  return (mode >> (user === uid ? 6 : group === gid ? 3 : 0) & right) !== 0;
 }
 
 /**

@@ -18,7 +18,7 @@ import { wire as attach } from "./wire.ts";
 /** Milliseconds for the guest agent to take up the request to shut down, before the power button is pressed. */
 const ASK_MS = 3_000;
 /** Milliseconds for a copy to take its own place before its restore is answered; it goes on after that. */
-const SETTLE_MS = 20_000;
+const SETTLE_MS = 60_000;
 /** Milliseconds until a guest that could not be spoken with is spoken to again: the first time, and at most. */
 const [RETRY_MS, LONGEST_RETRY_MS] = [1_000, 30_000];
 

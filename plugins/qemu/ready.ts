@@ -103,5 +103,6 @@ export async function settleIn(
   await agent.ready({ signal });
   await reseed(agent, { signal });
   await identify(agent, { hostname, ...place }, { signal });
-  await setClock(agent, { signal });
+  // Sooner rather than later, for it is on no network before.
+  await setClock(agent, { signal, rounds: 8 });
 }

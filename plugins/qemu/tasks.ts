@@ -8,7 +8,7 @@ import { MAX_REASON } from "./socket.ts";
 
 export type TaskOptions = Pick<CallOptions, "signal" | "timeout">;
 
-const TIMEOUT_MS = 10_000;
+const TIMEOUT_MS = 30_000;
 const MAX_OUTPUT = 64 * 1024;
 /** Milliseconds in which an agent refuses to shut down, if it does. */
 const REFUSAL_MS = 500;

@@ -14,7 +14,9 @@ const ENDING = new Set(["FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"]);
 const ASKING = new Set(["SYN_SENT", "SYN_SENT2", "SYN_RECV"]);
 const RETRY_MS = 2_000;
 /** An event can be told this late: so soon after an instance fell asleep it may be about a connection from before. */
-const LATE_MS = 100;
+const LATE_MS = 1_000;
+/** Milliseconds between two looks at a connection that is about to end. */
+const ENDING_MS = 10;
 /** Looks at the table before a connection that was ending at each of them counts: its other side is what sleeps. */
 const ENDING_CHECKS = 4;
 
@@ -156,7 +158,7 @@ export class Direct implements Disposable {
         const ending = flows.filter(({ state }) => ENDING.has(state));
         this.#wakeThoseOf(--left > 0 ? flows.filter((flow) => !ending.includes(flow)) : flows);
         if (ending.length === 0) left = 0;
-        else if (left > 0) await delay(LATE_MS / 10, { signal: closing });
+        else if (left > 0) await delay(ENDING_MS, { signal: closing });
       }
     } catch (error) {
       if (closing.aborted) return;

@@ -1,5 +1,6 @@
 import { STATUS_CODES } from "node:http";
 import { connect, type Socket } from "node:net";
+import { setImmediate } from "node:timers";
 
 /** Milliseconds of silence after which the kernel asks whether the other side is still there. */
 const KEEP_ALIVE_MS = 60_000;
@@ -45,8 +46,11 @@ export function splice(a: Socket, b: Socket): void {
 
 /** Ends a connection; one that speaks HTTP is told when to come again. Nothing is said of why. */
 export function refuse(socket: Socket, status: number): void {
-  const timer = setTimeout(() => answer(), FIRST_BYTES_MS);
+  let answered = false;
+  // What has come while this process had other things to do is read before it is decided that there is nothing.
+  const timer = setTimeout(() => setImmediate(() => answered || answer()), FIRST_BYTES_MS);
   const answer = () => {
+    answered = true;
     clearTimeout(timer);
     socket.off("readable", answer);
     const first: Uint8Array | null = socket.read();

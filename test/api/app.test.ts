@@ -31,7 +31,7 @@ function app(routes: ApiRoute[], { options = {}, ...context }: {
     plugins: new Map([["lazy", true]]),
     answered: () => {},
     ...context,
-    options: { request_timeout: 60_000, tokens: [], access_log: true, ...options },
+    options: { request_timeout: 300_000, tokens: [], access_log: true, ...options },
   });
 }
 

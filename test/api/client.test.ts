@@ -72,7 +72,7 @@ test("@onkernel/hypeman takes an instance through its life", { timeout: 90_000 }
   await assert.rejects(instances.get("web"), (error) => error instanceof APIError && error.status === 404);
 });
 
-test("@onkernel/hypeman forks, or is told that the driver cannot", { timeout: 60_000 }, async (t) => {
+test("@onkernel/hypeman forks, or is told that the driver cannot", { timeout: 300_000 }, async (t) => {
   const { instances, capabilities } = await clientOf(t);
   const source = await instances.create(BODY);
   cleanup(t).defer(() => instances.delete(source.id));

@@ -38,7 +38,7 @@ test("POST /instances joins a creation with the same key that is under way", asy
 });
 
 test("a creation that ran into the request timeout is joined by the retry", async (t) => {
-  const { call, driver, hypervisor } = await apiHost(t, { table: { request_timeout: "300ms" } });
+  const { call, driver, hypervisor } = await apiHost(t, { table: { request_timeout: "2s" } });
   const slow = gate();
   driver.script.start = slow.script;
   assert.equal((await call("POST", "/instances", BODY, KEY)).body.code, "request_timeout");
@@ -90,7 +90,7 @@ test("an answer outlives a restart of the host, and its instance", async (t) => 
 });
 
 for (const point of ["create", "start"]) {
-  test(`a key leads to at most one instance after the host was killed in ${point}`, { timeout: 60_000 }, async (t) => {
+  test(`a key leads to at most one instance after the host was killed in ${point}`, { timeout: 300_000 }, async (t) => {
     const folder = temporaryFolder(t);
     const [command, ...flags] = RUNTIME;
     const child = execa(command, [...flags, `${ROOT}/test/api/crash.ts`, folder, point], {

@@ -47,7 +47,7 @@ async function measure(mode: typeof KINDS[number], rate: number, wanted: boolean
   await connected.promise;
   const before = cpu();
   const [command, ...flags] = RUNTIME;
-  const { stdout } = await execa(command, [...flags, FILE, "generate", String(rate)], { timeout: 60_000 });
+  const { stdout } = await execa(command, [...flags, FILE, "generate", String(rate)], { timeout: 300_000 });
   for (let last = -1; last !== source.stats().messages; await delay(200)) last = source.stats().messages;
   const { messages, overflows } = source.stats();
   const used = cpu() - before;

@@ -59,7 +59,7 @@ export async function main(): Promise<void> {
       };
       await host.use("hypervisor").create(body, ORIGIN);
     }
-    const options = { request_timeout: 60_000, tokens: [], access_log: true };
+    const options = { request_timeout: 300_000, tokens: [], access_log: true };
     const log = getLogger(["dormouse", "api"]);
     const closing = new AbortController().signal;
     const ours = createApp(routes, { options, log, closing, trusting: true, plugins: new Map(), answered: () => {} });

@@ -66,7 +66,7 @@ export async function main(): Promise<void> {
 }
 
 type Wait = (registry: Hypervisor, id: string) => Promise<unknown>;
-const waited: Wait = (registry, id) => registry.wait(id, "Standby", { timeout: 60_000 });
+const waited: Wait = (registry, id) => registry.wait(id, "Standby", { timeout: 300_000 });
 const polled: Wait = async (registry, id) => {
   while (registry.find(id)?.state !== "Standby") await delay(10);
 };

@@ -146,7 +146,7 @@ async function inside(): Promise<void> {
   const { exitCode } = await execa("unshare", ["--net", "--mount", "sh", "-c", prepare, "sh", ...self], {
     stdio: "inherit",
     reject: false,
-    timeout: 180_000,
+    timeout: 600_000,
   });
   process.exitCode = exitCode ?? 1;
 }

@@ -7,5 +7,5 @@ const skip = lacking(lackingNetwork("setpriv", "bash"));
 
 // The conntrack table there holds only what the tests do.
 test("the sources tell what the kernel does, and come back from whatever ends them", { skip }, async () => {
-  await inOwnNetwork(join(import.meta.dirname!, "kernel.ts"), { timeout: 120_000 });
+  await inOwnNetwork(join(import.meta.dirname!, "kernel.ts"), { timeout: 540_000 });
 });

@@ -107,7 +107,7 @@ export const isOf = (connection: Connection, state?: string) => (said: Said) =>
 /** Sends a datagram to each of so many ports: a flow each. Nothing else in this process runs meanwhile. */
 export function burst(count: number): void {
   const script = `for ((i = 0; i < ${count}; i++)); do echo x > /dev/udp/${V4}/$((10000 + i)); done`;
-  execaSync("bash", ["-c", script], { timeout: 60_000, stdin: "ignore" });
+  execaSync("bash", ["-c", script], { timeout: 300_000, stdin: "ignore" });
 }
 
 /** Of this process. */

@@ -41,7 +41,7 @@ const NEVER = new AbortController().signal;
 export function driverContract({ name, make, lacking: reason = null }: DriverContract): void {
   // Not in a suite: there Deno does not run what `t.after` was given.
   const check = (title: string, body: (fixture: DriverFixture) => Promise<void>) =>
-    test(`${name}: ${title}`, { skip: lacking(reason), timeout: 120_000 }, (t) => body(make(t)));
+    test(`${name}: ${title}`, { skip: lacking(reason), timeout: 600_000 }, (t) => body(make(t)));
 
   check("features names exactly the methods that are there", async (fixture) => {
     const driver = fixture.open();
@@ -294,7 +294,7 @@ const SLEEPS = [["Paused", "pause", "resume"], ["Standby", "standby", "restore"]
 async function start(fixture: DriverFixture, driver: Driver, instance: Instance): Promise<void> {
   const before = await fixture.count(instance);
   await driver.start(instance, NEVER);
-  await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+  await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 180_000);
   // A log may still hold the numbers of the run before: what counts is that there are new ones.
   if (before === 0) await counts(fixture, instance, 0);
 }
@@ -308,5 +308,5 @@ async function bring(fixture: DriverFixture, driver: Driver, instance: Instance,
 
 /** Waits until it has counted on; one that began anew would have to catch up first. */
 async function counts(fixture: DriverFixture, instance: Instance, from: number): Promise<void> {
-  await until(`it counts beyond ${from}`, async () => await fixture.count(instance) > from + 2, 60_000);
+  await until(`it counts beyond ${from}`, async () => await fixture.count(instance) > from + 2, 180_000);
 }

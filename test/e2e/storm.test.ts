@@ -157,7 +157,7 @@ class Storm {
   async #start(): Promise<void> {
     this.#host = runMain(this.#t, ["--config", this.#config]);
     const health = () => fetch(`http://127.0.0.1:${this.#port}/health`).then((answer) => answer.ok, () => false);
-    await until("the host answers", health, 60_000);
+    await until("the host answers", health, 180_000);
   }
 
   /** One random request to a name that no other client is busy with; false when the host did not answer. */
@@ -268,11 +268,20 @@ async function namespacesAndLinks(): Promise<string[]> {
 /** Cgroups below ours that still hold a process. */
 function cgroups(): string[] {
   const found: string[] = [];
+  // Others' come and go while this looks.
+  const there = <T>(read: () => T, otherwise: T): T => {
+    try {
+      return read();
+    } catch (error) {
+      if (["ENOENT", "ENODEV"].includes((error as NodeJS.ErrnoException).code!)) return otherwise;
+      throw error;
+    }
+  };
   const walk = (folder: string) => {
-    for (const entry of readdirSync(folder, { withFileTypes: true })) {
+    for (const entry of there(() => readdirSync(folder, { withFileTypes: true }), [])) {
       if (!entry.isDirectory()) continue;
       const path = join(folder, entry.name);
-      const pids = readFileSync(join(path, "cgroup.procs"), "utf8").trim();
+      const pids = there(() => readFileSync(join(path, "cgroup.procs"), "utf8").trim(), "");
       const ours = pids.split("\n").some((pid) => pid !== "" && readCmdline(pid).includes("sleep\x007700"));
       if (ours) found.push(path);
       walk(path);

@@ -13,7 +13,7 @@ import { apiHost } from "../api/support.ts";
 
 const TOKEN = "client-test-0123456789";
 
-test("@onkernel/hypeman gives a real process a check and sees its health change", { timeout: 60_000 }, async (t) => {
+test("@onkernel/hypeman gives a real process a check and sees its health change", { timeout: 300_000 }, async (t) => {
   const plugins = [storePlugin, hypervisorPlugin, processPlugin, healthPlugin, apiPlugin] as Plugin[];
   const host = await startWith(t, plugins, {
     tables: {

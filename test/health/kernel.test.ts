@@ -7,5 +7,5 @@ const skip = lacking(lackingNetwork("ss"));
 
 // I16.
 test("probes of real processes keep nobody awake and wake nobody", { skip }, async () => {
-  await inOwnNetwork(join(import.meta.dirname!, "kernel.ts"), { timeout: 120_000 });
+  await inOwnNetwork(join(import.meta.dirname!, "kernel.ts"), { timeout: 540_000 });
 });

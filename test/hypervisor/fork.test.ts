@@ -109,7 +109,7 @@ test("delete() of a source waits for its fork; wait() for the source lasts until
   const forking = hypervisor.fork(id, RUNNING, ORIGIN);
   await slow.arrived;
   assert.equal(hypervisor.find(id)?.state, "Standby");
-  const running = hypervisor.wait(id, "Running", { timeout: 60_000 });
+  const running = hypervisor.wait(id, "Running", { timeout: 300_000 });
   const deleting = hypervisor.delete(id, ORIGIN);
   slow.open();
   assert.equal((await forking).name, "copy");

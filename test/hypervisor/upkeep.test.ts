@@ -8,7 +8,7 @@ import { capturedLogs, temporaryFolder } from "../helpers.ts";
 import { gate, ORIGIN, registryHost, ScriptedDriver } from "./scripted.ts";
 
 const BODY = { name: "web", image: "any" };
-const LONG = { timeout: 300_000 };
+const LONG = { timeout: 900_000 };
 const HOUR = 3_600_000;
 const asleep = { state: "Standby", state_error: null, timed_out: false } as const;
 

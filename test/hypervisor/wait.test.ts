@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { gate, ORIGIN, registryHost, ScriptedDriver } from "./scripted.ts";
 
 const BODY = { name: "web", image: "any" };
-const LONG = { timeout: 300_000 };
+const LONG = { timeout: 900_000 };
 
 // S3: the waiter is in place before the state is checked.
 test("wait() resolves at once for a state that is reached, and for one that cannot be", async (t) => {

@@ -61,7 +61,7 @@ function leave(data: string, target: string): void {
 test(
   "a host that dies between any two statements leaves no change without its event, and no event without its change",
   {
-    timeout: 120_000,
+    timeout: 540_000,
   },
   async (t) => {
     const target = join(temporaryFolder(t), "dormouse.db");
@@ -83,7 +83,7 @@ test(
 // S9: a power cut loses what the disk was not told to keep, so the log may end anywhere, in the middle of a page too.
 test(
   "whatever a power cut leaves of the log, changes and events are the same story",
-  { timeout: 120_000 },
+  { timeout: 540_000 },
   async (t) => {
     const target = join(temporaryFolder(t), "dormouse.db");
     const { data } = await stormed(t, () => {});
@@ -116,7 +116,7 @@ test("every commit is told to stay: the log is synced by each", async (t) => {
 
 test(
   "a host that is killed with SIGKILL again and again, anywhere, goes on without a gap",
-  { timeout: 180_000 },
+  { timeout: 600_000 },
   async (t) => {
     const folder = temporaryFolder(t);
     const file = join(folder, "dormouse.db");

@@ -13,7 +13,7 @@ const SCRIPT = join(import.meta.dirname!, "webhook-writer.ts");
 
 // E7
 test("a host that is killed while it sends has passed over nothing, and the next one goes on in order", {
-  timeout: 180_000,
+  timeout: 600_000,
 }, async (t) => {
   const to = await receiver(t);
   const folder = temporaryFolder(t);

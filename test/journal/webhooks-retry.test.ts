@@ -5,7 +5,7 @@ import { capturedLogs, until } from "../helpers.ts";
 import { registryHost } from "../hypervisor/scripted.ts";
 import { assertOrdered, passUntil, receiver, world } from "./webhook-world.ts";
 
-const LIMIT = { timeout: 120_000 };
+const LIMIT = { timeout: 540_000 };
 const range = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, i) => from + i);
 
 // E3, E7: retried for ever, at least once, in order.

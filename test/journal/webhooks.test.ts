@@ -14,7 +14,7 @@ import { passUntil, receiver, world } from "./webhook-world.ts";
 
 const SECRET = "a secret of the test";
 const RECEIVER = `${ROOT}/test/journal/webhook-receiver.ts`;
-const LIMIT = { timeout: 60_000 };
+const LIMIT = { timeout: 300_000 };
 
 test(
   "a webhook is sent changes and notes as JSON, and of the instance its id and name only",

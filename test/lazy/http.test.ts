@@ -153,7 +153,7 @@ test("what is wrong with a lease's request is answered with its own code", async
 
 test("an acquire is not cut by the request timeout, and a client that leaves gets no lease", async (t) => {
   const { call, create, driver, host, state } = await served(t, {
-    api: { request_timeout: "100ms" },
+    api: { request_timeout: "1s" },
     lazy: { max_leases: 1 },
   });
   await create("web", { enabled: true });
@@ -172,7 +172,7 @@ test("an acquire is not cut by the request timeout, and a client that leaves get
   let next: ReturnType<typeof call> | undefined;
   await until("the next one may wait", async () => {
     next = call("POST", "/instances/web/acquire");
-    return await Promise.race([next.then(() => false), delay(250).then(() => true)]);
+    return await Promise.race([next.then(() => false), delay(2_000).then(() => true)]);
   });
   open();
   const { status, body } = await next!;

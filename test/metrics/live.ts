@@ -1,12 +1,13 @@
 // Run by live.test.ts in a network of its own: the real main.ts with every plugin on, the real kernel.
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { execa } from "execa";
 import { stringify } from "smol-toml";
 import { cleanup, lacking, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
-import { freePort, talk } from "../wake/world.ts";
+import { freePort, open, talk } from "../wake/world.ts";
 import { promtool } from "./promtool.ts";
 import { of, seriesOf } from "./world.ts";
 
@@ -77,7 +78,7 @@ test("the metrics tell of what every plugin does on a real machine", async (t) =
   });
   await call("POST", "/instances", { name: "lazy", image: "host", cmd: ["sleep", "1000"], lazy: { enabled: true } });
   await call("POST", "/instances/lazy/stop");
-  await call("POST", "/instances/lazy/acquire", {});
+  await call("POST", "/instances/lazy/acquire", { ttl: "10m" });
   await until("it answers", async () => await talk(GUEST, "hello", network.ip) === "hello");
   const { state } = await call("GET", "/instances/web/wait?state=Standby&timeout=30s");
   assert.equal(state, "Standby");
@@ -86,7 +87,10 @@ test("the metrics tell of what every plugin does on a real machine", async (t) =
     return (await scrape())['dormouse_standby_attempts{phase="in_flight"}'] === 0;
   });
   const before = await scrape();
-  assert.equal(await talk(published, "wake up", "127.0.0.1"), "wake up");
+  // Connected until all is seen that it has to be awake for.
+  const client = await open(t, published, "127.0.0.1");
+  client.write("wake up");
+  await once(client, "data");
   await until("the wake is counted", async () => {
     const woken = Object.entries(of(await scrape(), "dormouse_wake_duration_seconds_count"));
     return woken.some(([labels, count]) => labels.includes('result="ok"') && count >= 1);
@@ -94,6 +98,7 @@ test("the metrics tell of what every plugin does on a real machine", async (t) =
   await until("it is found healthy", async () => {
     return of(await scrape(), "dormouse_health_instances")['{status="healthy"}'] === 1;
   });
+  client.destroy();
   await until("its restarts are over", async () => {
     return (await scrape())['dormouse_restarts_total{result="gave_up"}'] === 1;
   });

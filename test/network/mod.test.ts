@@ -9,7 +9,7 @@ const skip = lacking(lacks);
 const skip6 = lacking(lacks ?? (existsSync("/proc/sys/net/ipv6") ? null : "the kernel has no IPv6"));
 
 /** The machine's own network and names of namespaces are never touched. */
-const inside = async (file: string) => void await inOwnNetwork(join(import.meta.dirname!, file), { timeout: 120_000 });
+const inside = async (file: string) => void await inOwnNetwork(join(import.meta.dirname!, file), { timeout: 540_000 });
 
 test("the network connects instances with the host, each other and the world", { skip }, () => inside("traffic.ts"));
 test("the network does the same over IPv6", { skip: skip6 }, () => inside("traffic6.ts"));

@@ -74,12 +74,11 @@ export async function greet(host: string, port: number): Promise<string> {
   }
 }
 
-/** What a greeter says to a namespace, null where it cannot be reached. */
-export async function greetFrom(namespace: string, host: string, port: number): Promise<string | null> {
+/** What a greeter says to a namespace, null where it cannot be reached within so many seconds. */
+export async function greetFrom(namespace: string, host: string, port: number, seconds = 15): Promise<string | null> {
   const script = `cat < /dev/tcp/${host}/${port}`;
-  const { stdout, failed } = await execa("ip", ["netns", "exec", namespace, "timeout", "2", "bash", "-c", script], {
-    reject: false,
-  });
+  const bounded = ["timeout", String(seconds), "bash", "-c", script];
+  const { stdout, failed } = await execa("ip", ["netns", "exec", namespace, ...bounded], { reject: false });
   return failed ? null : stdout;
 }
 

@@ -18,7 +18,7 @@ for (const cgroup_parent of [CGROUP_PARENT, ""]) {
   const how = cgroup_parent === "" ? "without cgroups" : "with cgroups";
   test(
     `adopt() finds what a host left that was killed at any moment, ${how}`,
-    { skip, timeout: 300_000 },
+    { skip, timeout: 900_000 },
     async (t) => {
       const fixture = new ProcessFixture(t, { cgroup_parent });
       const instance = fixture.counting();

@@ -77,7 +77,7 @@ test("rotate() keeps the number of files that it is told", async (t) => {
   }
 });
 
-test("lines() follows a fast writer over rotations without a gap or a repetition", { timeout: 120_000 }, async (t) => {
+test("lines() follows a fast writer over rotations without a gap or a repetition", { timeout: 540_000 }, async (t) => {
   const { file, log } = logIn(temporaryFolder(t), { files: 100 });
   writeFileSync(file, "");
   const last = 30_000;

@@ -4,5 +4,5 @@ import { lacking } from "../helpers.ts";
 import { inOwnNetwork, lackingNetwork } from "../isolated.ts";
 
 test("instances run in the network that was made for them", { skip: lacking(lackingNetwork()) }, async () => {
-  await inOwnNetwork(join(import.meta.dirname!, "networked.ts"), { timeout: 120_000 });
+  await inOwnNetwork(join(import.meta.dirname!, "networked.ts"), { timeout: 540_000 });
 });

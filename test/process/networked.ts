@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { run } from "../../plugins/shared/run.ts";
-import { GATEWAY, worldOf } from "../network/world.ts";
+import { GATEWAY, reach, worldOf } from "../network/world.ts";
 import { instanceOf, ProcessFixture } from "./fixture.ts";
 
 const NEVER = new AbortController().signal;
@@ -18,6 +18,7 @@ test("start() puts it into its namespace, where exec() and stats() look too, and
   const exec = (...command: string[]) => driver.exec(wired, { command, timeout_ms: 10_000, max_output: 10_000 });
   assert.match((await exec("ip", "-4", "-o", "addr", "show", "eth0")).stdout, new RegExp(` ${wired.network.ip}/`));
   const before = await driver.stats(wired);
+  await reach(wired.network.ip!);
   assert.match(await run("ping", ["-c", "3", "-W", "2", wired.network.ip!]), / 0% packet loss/);
   const after = await driver.stats(wired);
   assert(after.network_rx_bytes - before.network_rx_bytes >= 3 * 84);
@@ -29,7 +30,7 @@ test("start() puts it into its namespace, where exec() and stats() look too, and
   await next.standby(wired, NEVER);
   await next.stop(wired, NEVER);
   await next.start(wired, NEVER);
-  assert.match(await run("ping", ["-c", "1", "-W", "2", wired.network.ip!]), / 0% packet loss/);
+  assert.match(await reach(wired.network.ip!), / 0% packet loss/);
   await next.delete(wired);
   assert.doesNotMatch(await run("ip", ["netns"]), new RegExp(wired.id));
   assert.deepEqual(fixture.remains(wired), []);

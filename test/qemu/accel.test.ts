@@ -27,7 +27,7 @@ class Stage {
     chmodSync(this.folder, 0o777);
     this.file = join(this.folder, "answers", "accel.json");
     this.image = { kernel: join(this.folder, "kernel") };
-    this.options = { device: this.image.kernel, timeout: 1_000, qemu: join(this.folder, "qemu-system-x86_64") };
+    this.options = { device: this.image.kernel, timeout: 20_000, qemu: join(this.folder, "qemu-system-x86_64") };
     writeFileSync(this.image.kernel, "");
     writeFileSync(this.#pids, "");
     chmodSync(this.#pids, 0o666);
@@ -75,7 +75,7 @@ test("Accelerator.of() answers what it was told without a look at the machine", 
 
 test("Accelerator.of() boots a guest under KVM, and emulates where that does not end as it should", {
   skip: skipGuest,
-  timeout: 120_000,
+  timeout: 540_000,
 }, async (t) => {
   const qemu = await run("sh", ["-c", "command -v qemu-system-x86_64"]);
   const stage = new Stage(t);
@@ -101,7 +101,7 @@ test("Accelerator.of() boots a guest under KVM, and emulates where that does not
 test("Accelerator.of() ends a guest that hangs, and does not try again where nothing has changed", async (t) => {
   const stage = new Stage(t);
   stage.qemu("trap '' TERM; exec sleep 600");
-  const accelerator = new Accelerator("auto", stage.file, log, stage.options);
+  const accelerator = new Accelerator("auto", stage.file, log, { ...stage.options, timeout: 1_000 });
   assert.deepEqual(await Promise.all([1, 2, 3].map(() => accelerator.of(stage.image))), ["tcg", "tcg", "tcg"]);
   assert.equal(stage.pids().length, 1);
   await until("the guest that hangs is gone", () => stage.left().length === 0);
@@ -112,7 +112,7 @@ test("Accelerator.of() ends a guest that hangs, and does not try again where not
   // Some day it is tried again, for it may have been that image alone.
   const kept = JSON.parse(readFileSync(stage.file, "utf8"));
   writeFileSync(stage.file, JSON.stringify({ ...kept, at: kept.at - 86_400_000 }));
-  assert.equal(await stage.find(), "tcg");
+  assert.equal(await stage.find({ timeout: 1_000 }), "tcg");
   assert.equal(stage.pids().length, 2);
   stage.qemu("exit 0", "8.0");
   assert.equal(await stage.find(), "kvm");

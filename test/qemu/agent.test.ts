@@ -10,7 +10,7 @@ import { rewind } from "../../plugins/qemu/ready.ts";
 import { ConnectionLost } from "../../plugins/qemu/socket.ts";
 import { clockOffset, identify, reseed, setClock, shutdown, stat } from "../../plugins/qemu/tasks.ts";
 import { delay } from "../../plugins/shared/async.ts";
-import { cleanup, temporaryFolder } from "../helpers.ts";
+import { cleanup, temporaryFolder, until } from "../helpers.ts";
 import { boot, type Guest, report, restore, skipGuest, standby } from "./guest.ts";
 import { type Question, say, scripted } from "./scripted.ts";
 
@@ -86,7 +86,8 @@ test("call() connects and synchronises anew after a deadline, an abort, an end a
       if (count === 1) act(socket);
       else say(socket, { return: "again" });
     });
-    await assert.rejects(agent.call("guest-first", {}, { timeout: 100, max: 1_000 }), expected, what);
+    const timeout = expected === late ? 1_000 : 10_000;
+    await assert.rejects(agent.call("guest-first", {}, { timeout, max: 1_000 }), expected, what);
     assert.equal(await agent.call("guest-second"), "again", what);
     assert.deepEqual(synced, [1, 2], what);
   }
@@ -111,6 +112,7 @@ test("call() gives up its place when it waited too long for others, and they go 
     else say(socket, { return: "quick" });
   });
   const slow = agent.call("guest-slow");
+  await until("it was asked", () => asked.length === 1);
   await assert.rejects(agent.call("guest-impatient", {}, { timeout: 30 }), late);
   const quick = agent.call("guest-quick");
   release();
@@ -205,7 +207,7 @@ test("rewind() is not content with a guest that answers too slowly to be sure of
     if (execute === "guest-get-time") await delay(300);
     say(socket, { return: execute === "guest-get-time" ? Date.now() * 1e6 : {} });
   });
-  await assert.rejects(rewind(agent, AbortSignal.timeout(60_000), () => {}));
+  await assert.rejects(rewind(agent, AbortSignal.timeout(180_000), () => {}));
 });
 
 test("execute() takes no answer that makes no sense, whatever it would cost to make some of it", async (t) => {
@@ -256,7 +258,7 @@ test("reseed() says that the seed is used later when the guest has neither perl 
 async function booted(t: TestContext, machine: "microvm" | "q35" = "microvm"): Promise<{ guest: Guest; agent: Agent }> {
   const guest = await boot(t, { machine });
   const agent = agentAt(t, guest.agent);
-  await agent.ready({ signal: AbortSignal.timeout(60_000) });
+  await agent.ready({ signal: AbortSignal.timeout(180_000) });
   return { guest, agent };
 }
 
@@ -278,12 +280,14 @@ test("the agent of a real guest runs commands, looks at paths, and shuts it down
   const much = await run(["sh", "-c", "yes | head -c 300000"], { max_output: 10 });
   assert.deepEqual(much, { ...result, stdout: "y\ny\ny\ny\ny\n", truncated: true });
 
-  const slow = await run(["sh", "-c", "echo begun; sleep 1000 & sleep 1000"], { timeout_ms: 1_000 });
+  const slow = await run(["sh", "-c", "echo begun; sleep 1000 & sleep 1000"], { timeout_ms: 5_000 });
   assert.deepEqual(slow, { ...result, exit_code: 137, stdout: "begun\n", timed_out: true });
   const abort = new AbortController();
-  const aborted = run(["sleep", "1000"], { signal: abort.signal });
-  setTimeout(() => abort.abort(new Error("enough")), 100);
-  await assert.rejects(aborted, /enough/);
+  const aborted = run(["sh", "-c", "touch /run/begun; exec sleep 1000"], { signal: abort.signal });
+  const rejected = assert.rejects(aborted, /enough/);
+  await until("it has begun", async () => (await stat(agent, "/run/begun", true)).exists, 180_000);
+  abort.abort(new Error("enough"));
+  await rejected;
   assert.equal((await run(["pidof", "sleep"])).exit_code, 1, "none of them is left");
 
   const absent = { is_dir: false, is_file: false, is_symlink: false, link_target: null, mode: 0, size: 0 };

@@ -32,7 +32,7 @@ const NEVER = new AbortController().signal;
 const absent = process.platform === "linux"
   ? await lacksCompression("zstd") ?? await lacksCompression("lz4")
   : "it needs Linux";
-const options = { skip: lacking(absent), timeout: 120_000 };
+const options = { skip: lacking(absent), timeout: 540_000 };
 
 /** A machine that sleeps, as far as its files go. */
 interface Sleeper {

@@ -18,7 +18,7 @@ import { demoImage, skipGuest } from "./guest.ts";
 
 const NEVER = new AbortController().signal;
 const skip = skipGuest || lacking(await lacksCompression("zstd"));
-const options = { skip, timeout: 300_000 };
+const options = { skip, timeout: 900_000 };
 const image = skip ? "" : await demoImage();
 
 const compressing = (instance: Instance, level: number): Instance => ({
@@ -78,7 +78,7 @@ test("a memory is the same for whoever wants it while it is compressed, and afte
   const args = [...flags, join(ROOT, "test", "qemu", "compress-host.ts"), fixture.dataDir, JSON.stringify(slow)];
   const host = execa(command, args, { stdin: "ignore", reject: false, buffer: false });
   cleanup(t).defer(() => void host.kill("SIGKILL"));
-  await until("the host compresses it", isRead, 30_000);
+  await until("the host compresses it", isRead, 180_000);
   host.kill("SIGKILL");
   await host;
   await until("its program has ended with it", () => compressors(records.ram).length === 0);
@@ -96,20 +96,20 @@ test("a memory is the same for whoever wants it while it is compressed, and afte
   was = await digest();
   const { blocks } = statSync(records.ram);
   await driver.adopt(await plan(fast));
-  await until("it is compressed", isCompressed, 60_000);
+  await until("it is compressed", isCompressed, 180_000);
   assert.ok(statSync(records.compressed).blocks < blocks / 2);
   await driver.fork(fast, fork);
   assert.equal(await digest(), was);
   await driver.delete(fork);
   driver = fixture.open();
   await driver.adopt(await plan(fast));
-  await until("it is compressed again", isCompressed, 60_000);
+  await until("it is compressed again", isCompressed, 180_000);
   await restored(fast, at);
 
   // Broken, it is said, and nothing is lost that was not.
   await driver.standby(fast, NEVER);
   at = await fixture.count(fast);
-  await until("it is compressed", isCompressed, 60_000);
+  await until("it is compressed", isCompressed, 180_000);
   renameSync(records.compressed, records.path("kept"));
   writeFileSync(records.compressed, "no such thing");
   await assert.rejects(driver.restore(fast, NEVER), /its memory cannot be decompressed: zstd: .*unsupported format/);
@@ -118,7 +118,7 @@ test("a memory is the same for whoever wants it while it is compressed, and afte
   await restored(fast, at);
 
   await driver.standby(fast, NEVER);
-  await until("it is compressed", isCompressed, 60_000);
+  await until("it is compressed", isCompressed, 180_000);
   writeFileSync(records.compressed, "no such thing");
   const again = { ...fast, policies: { ...fast.policies, restore_fallback: "start" } };
   assert.equal(await driver.restore(again, NEVER), "Initializing");
@@ -143,14 +143,14 @@ test(
     cleanup(t).defer(() => hypervisor.delete(id, origin));
     const { folder: files } = new Records(join(folder, "data", "qemu", "instances", id));
     const kept = () => readdirSync(files).includes("ram.zst");
-    await hypervisor.wait(id, "Running", { timeout: 60_000 });
+    await hypervisor.wait(id, "Running", { timeout: 300_000 });
     await hypervisor.standby(id, origin, { compression: { enabled: true } });
-    await until("the wish of one standby is granted", kept, 60_000);
+    await until("the wish of one standby is granted", kept, 180_000);
     await hypervisor.restore(id, origin);
     await hypervisor.standby(id, origin);
     assert.equal(kept(), false);
     await hypervisor.update(id, policy(1), origin);
-    await until("the new policy is followed", kept, 60_000);
+    await until("the new policy is followed", kept, 180_000);
   },
 );
 

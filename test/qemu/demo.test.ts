@@ -47,7 +47,7 @@ for (const machine of ["microvm", "q35"] as const) {
       const args = ["-drive", drive, "-device", `virtio-blk-${machine === "microvm" ? "device" : "pci"},drive=disk`];
       const guest = await boot(t, { machine, hostname: "first", args });
       await using agent = new Agent(guest.agent);
-      await agent.ready({ signal: AbortSignal.timeout(60_000) });
+      await agent.ready({ signal: AbortSignal.timeout(180_000) });
       const first = await report(guest);
       assert.deepEqual([first.hostname, first.requests, first.boots], ["first", 1, 1]);
       assert.ok(first.uptime > 0 && Math.abs(first.clock - Date.now()) < 60_000);
@@ -75,6 +75,7 @@ for (const machine of ["microvm", "q35"] as const) {
       using qmp = await guest.qmp({ onEvent: ({ event }) => events.push(event) });
       await qmp.execute(...ENDINGS[machine]);
       assert.equal(await guest.ended, 0);
+      await qmp.closed;
       assert.ok(events.includes("SHUTDOWN"), String(events));
       assert.match(
         readFileSync(join(guest.folder, "serial.log"), "utf8"),
@@ -88,11 +89,12 @@ for (const machine of ["microvm", "q35"] as const) {
 test("a panic of the demo guest on q35 is told, and ends it", { skip: skipGuest }, async (t) => {
   const guest = await boot(t, { machine: "q35" });
   await using agent = new Agent(guest.agent);
-  await agent.ready({ signal: AbortSignal.timeout(60_000) });
+  await agent.ready({ signal: AbortSignal.timeout(180_000) });
   const events: string[] = [];
-  using _qmp = await guest.qmp({ onEvent: ({ event, data }) => events.push([event, data.reason].join(" ")) });
+  using qmp = await guest.qmp({ onEvent: ({ event, data }) => events.push([event, data.reason].join(" ")) });
   const command = ["sh", "-c", "echo c >/proc/sysrq-trigger"];
   await assert.rejects(execute(agent, { command, timeout_ms: 20_000, max_output: 0 }));
   await guest.ended;
+  await qmp.closed;
   assert.deepEqual(events, ["GUEST_PANICKED ", "SHUTDOWN guest-panic"]);
 });

@@ -1,6 +1,6 @@
 // Run by dhcp.test.ts in a network of its own: the real main.ts and the real dnsmasq, for real machines.
 import assert from "node:assert/strict";
-import { existsSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
@@ -25,7 +25,7 @@ interface Shown {
 async function askingImage(folder: string): Promise<string> {
   const [demo, asking] = [process.env.DORMOUSE_TEST_IMAGE!, join(folder, "asking")];
   await mkdir(asking);
-  for (const file of ["vmlinuz", "initrd.img", "disk.raw"]) symlinkSync(join(demo, file), join(asking, file));
+  for (const file of ["vmlinuz", "initrd.img", "disk.raw"]) copyFileSync(join(demo, file), join(asking, file));
   const description = parse(readFileSync(join(demo, "image.toml"), "utf8"));
   writeFileSync(join(asking, "image.toml"), stringify({ ...description, dhcp: true }));
   return asking;
@@ -34,11 +34,13 @@ async function askingImage(folder: string): Promise<string> {
 /** A host whose machines ask for their addresses. */
 class Asking extends Host {
   async runs(name: string): Promise<string> {
-    const waited = await this.call<Shown>("GET", `/${name}/wait?state=Running&timeout=60s`);
+    const waited = await this.call<Shown>("GET", `/${name}/wait?state=Running&timeout=3m`);
     const { id } = await this.call<Shown>("GET", `/${name}`);
-    const log = readFileSync(join(this.folder, "data", "qemu", "instances", id, "serial.log"), "latin1");
-    assert.equal(waited.state, "Running", log);
-    return log;
+    const log = () => readFileSync(join(this.folder, "data", "qemu", "instances", id, "serial.log"), "latin1");
+    assert.equal(waited.state, "Running", log());
+    // It has its address before it says so.
+    await until(`${name} tells of its address`, () => /has the address .*\n/.test(log()));
+    return log();
   }
 
   dnsmasq(): ProcessId | undefined {

@@ -16,9 +16,9 @@ import { idleImage } from "./idle.ts";
 
 const skip = skipGuest || lacking(lackingNetwork("setpriv", "qemu-img", "dnsmasq"));
 
-test("machines get their addresses by DHCP over hosts that come and go", { skip, timeout: 300_000 }, async () => {
+test("machines get their addresses by DHCP over hosts that come and go", { skip, timeout: 900_000 }, async () => {
   const env = { DORMOUSE_TEST_IMAGE: await demoImage() };
-  await inOwnNetwork(join(import.meta.dirname!, "dhcp-host.ts"), { timeout: 240_000, env });
+  await inOwnNetwork(join(import.meta.dirname!, "dhcp-host.ts"), { timeout: 840_000, env });
 });
 
 test(

@@ -21,7 +21,7 @@ import { cleanup, temporaryFolder, until } from "../helpers.ts";
 export const OPTIONS: FleetOptions = {
   grace: 15_000,
   start_timeout: 30_000,
-  boot_timeout: 300_000,
+  boot_timeout: 900_000,
   cgroup_parent: "dormouse-test",
   max_concurrent_restores: 4,
   ram_dir: "",
@@ -106,7 +106,7 @@ export class QemuFixture implements DriverFixture {
   async start(driver: QemuDriver, instance: Instance): Promise<void> {
     await driver.create(instance);
     await driver.start(instance, new AbortController().signal);
-    await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+    await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 180_000);
   }
 
   counting = () => this.instance(COUNTING);

@@ -9,7 +9,7 @@ import { skipQemu } from "./guest.ts";
 import { idleImage } from "./idle.ts";
 
 const NEVER = new AbortController().signal;
-const options = { skip: skipQemu, timeout: 60_000 };
+const options = { skip: skipQemu, timeout: 300_000 };
 
 test("copiedArguments() changes who it is and where, and nothing else", (t) => {
   const fixture = new QemuFixture(t, "qemu-microvm", "/none");

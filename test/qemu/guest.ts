@@ -169,7 +169,7 @@ export interface Report {
 export async function report({ url }: Guest, ms = 60_000): Promise<Report> {
   let answer: Report | undefined;
   await until(`an answer from ${url}`, async () => {
-    const response = await fetch(url, { signal: AbortSignal.timeout(5_000) }).catch(() => undefined);
+    const response = await fetch(url, { signal: AbortSignal.timeout(20_000) }).catch(() => undefined);
     if (response?.ok) answer = await response.json() as Report;
     else await response?.body?.cancel();
     return answer !== undefined;

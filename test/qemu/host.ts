@@ -25,7 +25,7 @@ for (;;) {
     console.log(name);
     await step();
     if (name !== "start") continue;
-    await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 60_000);
+    await until("it runs", async () => (await driver.inspect(instance)).state === "Running", 180_000);
     await until("it counts", () => /^[1-9]/m.test(readFileSync(fleet.vm(instance.id).records.log, "latin1")));
   }
 }

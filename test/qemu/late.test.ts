@@ -9,7 +9,7 @@ import { demoImage, skipGuest, skipQemu } from "./guest.ts";
 import { idleImage } from "./idle.ts";
 
 const NEVER = new AbortController().signal;
-const options = { skip: skipQemu, timeout: 120_000 };
+const options = { skip: skipQemu, timeout: 540_000 };
 
 test("a guest that is not ready in time is ended, and that is told", options, async (t) => {
   const logs = capturedLogs(t);
@@ -30,7 +30,7 @@ test("a guest that is not ready in time is ended, and that is told", options, as
 
 // Its kernel does not hear the first press of the power button, nor its agent the first question.
 test("stop() asks a guest that still boots until it hears", { ...options, skip: skipGuest }, async (t) => {
-  const fixture = new QemuFixture(t, "qemu-microvm", await demoImage(), { grace: 60_000 });
+  const fixture = new QemuFixture(t, "qemu-microvm", await demoImage(), { grace: 180_000 });
   const driver = fixture.open();
   const instance = fixture.counting();
   await driver.create(instance);

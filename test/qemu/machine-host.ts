@@ -1,6 +1,6 @@
 // Run by machine.test.ts in a network of its own: the real main.ts, the real kernel, real machines.
 import assert from "node:assert/strict";
-import { readdirSync, truncateSync } from "node:fs";
+import { existsSync, readdirSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { test, type TestContext } from "node:test";
@@ -29,7 +29,7 @@ class Machines extends Host {
       store: {},
       network: { bridge: BRIDGE, subnet: "10.131.0.0/24" },
       hypervisor: { default_driver: "qemu-microvm" },
-      qemu: { accel: "tcg" },
+      qemu: { accel: "tcg", grace: "60s" },
       conntrack: {},
       "conntrack-standby": { min_awake: "0s" },
       wake: {},
@@ -43,8 +43,13 @@ class Machines extends Host {
 
   /** What there is of its machines, but for the mark of one that is just being told what time it is. */
   files(): string[] {
-    const folder = join(this.folder, "data", "qemu", "instances");
-    return readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((path) => !path.endsWith("/stale"));
+    return readdirSync(this.#folderOf(""), { recursive: true, encoding: "utf8" }).filter((path) =>
+      !path.endsWith("/stale")
+    );
+  }
+
+  #folderOf(id: string): string {
+    return join(this.folder, "data", "qemu", "instances", id);
   }
 
   /** How many files and connections it has open. */
@@ -61,8 +66,17 @@ class Machines extends Host {
     });
   }
 
+  /** R10: what time a machine says it is when it first answers after a sleep, and at the latest once it was told. */
+  async timed(id: string, address: string): Promise<{ answers: Report[]; off: number; late: boolean }> {
+    const first = await timed(address);
+    if (first.off < 100) return { answers: [first.answer], off: first.off, late: false };
+    await until("it was told what time it is", () => !existsSync(join(this.#folderOf(id), "stale")), 180_000);
+    const again = await timed(address);
+    return { answers: [first.answer, again.answer], off: again.off, late: true };
+  }
+
   async becomes(name: string, state: string): Promise<void> {
-    const waited = await this.call<Shown>("GET", `/${name}/wait?state=${state}&timeout=60s`);
+    const waited = await this.call<Shown>("GET", `/${name}/wait?state=${state}&timeout=3m`);
     assert.deepEqual([waited.state, waited.timed_out], [state, false]);
   }
 }
@@ -71,6 +85,9 @@ async function report(address: string): Promise<Report> {
   const response = await fetch(`http://${address}/`, { headers: { connection: "close" } });
   return await response.json();
 }
+
+/** How often a machine may say the time of before a sleep in the first moments after it, on a busy machine, of so many sleeps. */
+const LATE_OF = 10;
 
 /** The answer, and how many milliseconds its clock is away from every moment of the asking. */
 async function timed(address: string): Promise<{ answer: Report; off: number }> {
@@ -146,24 +163,25 @@ test("a machine sleeps when nobody is connected, and the next connection finds i
   });
   await host.becomes("web", "Running");
   const clocks: number[] = [];
-  for (let requests = 1; requests <= 4; requests++) {
+  let requests = 0;
+  for (let round = 1; round <= 4; round++) {
     // The third time, the host is another one.
-    if (requests === 3) {
+    if (round === 3) {
       await host.kill();
       await host.start();
     }
-    const { answer, off } = await timed(`127.0.0.1:${port}`);
-    clocks.push(off);
-    assert.deepEqual([answer.requests, answer.boots], [requests, 1]);
     // R10: what it slept through is no time that it lost.
-    assert.ok(requests === 1 || off < 100, `its clock is ${off} ms off`);
+    const { answers, off, late } = await host.timed(id, `127.0.0.1:${port}`);
+    clocks.push(off);
+    for (const answer of answers) assert.deepEqual([answer.requests, answer.boots], [++requests, 1]);
+    assert.ok(off < 100, `its clock is ${off} ms off${late ? ", though it was told" : ""}`);
     await host.becomes("web", "Standby");
   }
   console.log(`seen: clocks at the answer, in ms off: ${clocks.join(", ")}`);
 
   truncateSync(join(host.folder, "data", "qemu", "instances", id, "state"), 1_000);
-  const { requests, boots } = await report(`127.0.0.1:${port}`);
-  assert.deepEqual([requests, boots], [1, 2]);
+  const anew = await report(`127.0.0.1:${port}`);
+  assert.deepEqual([anew.requests, anew.boots], [1, 2]);
   const { events } = await host.call<{ events: Record<string, string>[] }>("GET", "/web/events?type=qemu:memory_lost");
   assert.deepEqual(events.map(({ actor, cause }) => [actor, cause]), [["qemu", "restore_failed"]]);
   assert.match(events[0].summary, /^"web" has lost its memory, as it could not be restored: QEMU ended: /);
@@ -171,18 +189,20 @@ test("a machine sleeps when nobody is connected, and the next connection finds i
 
 test("fifty rounds of standby and restore lose nothing, leave nothing behind and drift nowhere", async (t) => {
   const host = await Machines.begin(t);
-  const { network } = await host.call<Shown>("POST", "", { name: "web", image: "demo" });
+  const { id, network } = await host.call<Shown>("POST", "", { name: "web", image: "demo" });
   await host.becomes("web", "Running");
-  let files = 0;
-  let open = 0;
-  for (let requests = 1; requests <= 51; requests++) {
-    const { answer, off } = await timed(network.ip);
-    assert.deepEqual([answer.requests, answer.boots], [requests, 1]);
-    assert.ok(requests === 1 || off < 100, `its clock is ${off} ms off`);
-    if (requests === 3) [files, open] = [host.files().length, host.open()];
+  let [files, open, requests, lates] = [0, 0, 0, 0];
+  const rounds = 51;
+  for (let round = 1; round <= rounds; round++) {
+    const { answers, off, late } = await host.timed(id, network.ip);
+    if (late) lates++;
+    for (const answer of answers) assert.deepEqual([answer.requests, answer.boots], [++requests, 1]);
+    assert.ok(off < 100, `its clock is ${off} ms off${late ? ", though it was told" : ""}`);
+    if (round === 3) [files, open] = [host.files().length, host.open()];
     await host.asleep("web");
     assert.equal((await host.call<Shown>("POST", "/web/restore")).state, "Running");
   }
+  assert.ok(lates <= rounds / LATE_OF, `${lates} of ${rounds} times it did not know at first what time it is`);
   assert.equal(host.files().length, files, host.files().join("\n"));
   // Connections that were answered may still be on their way out.
   await until("nothing more is open than after two rounds", () => host.open() <= open);

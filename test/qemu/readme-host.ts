@@ -25,7 +25,7 @@ interface Shown {
 async function host(t: TestContext): Promise<Record<string, string>> {
   const env = { DORMOUSE_DATA_DIR: temporaryFolder(t) };
   const child = runMain(t, ["--config", CONFIG], env);
-  await until("the host answers", () => api.answers(), 30_000);
+  await until("the host answers", () => api.answers(), 180_000);
   cleanup(t).defer(async () => {
     // Machines outlive a host.
     for (const { id } of await api.call<Shown[]>("GET", "")) await api.call("DELETE", `/${id}`);
@@ -47,7 +47,7 @@ async function report(address: string): Promise<Report> {
 }
 
 async function paste(name: string): Promise<string> {
-  const { stdout } = await execa("bash", ["-euo", "pipefail", "-c", block(name)], { timeout: 120_000 });
+  const { stdout } = await execa("bash", ["-euo", "pipefail", "-c", block(name)], { timeout: 540_000 });
   return stdout;
 }
 

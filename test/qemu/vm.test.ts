@@ -9,7 +9,7 @@ import { demoImage, skipGuest } from "./guest.ts";
 
 const NEVER = new AbortController().signal;
 const image = skipGuest ? "" : await demoImage();
-const options = { skip: skipGuest, timeout: 120_000 };
+const options = { skip: skipGuest, timeout: 540_000 };
 const needsRoot = skipGuest || lacking(process.getuid?.() === 0 ? null : "it needs root");
 
 test("start() runs QEMU as somebody who may do nothing else", { ...options, skip: needsRoot }, async (t) => {
@@ -82,11 +82,11 @@ test(
       await driver.create(instance);
       await driver.start(instance, NEVER);
       const reading = () => driver.inspect(instance);
-      await until("the disk is full", async () => (await reading()).state === "Unknown", 60_000);
+      await until("the disk is full", async () => (await reading()).state === "Unknown", 180_000);
       const full = await reading();
       assert.match(full.state === "Unknown" ? full.error : full.state, /disk cannot be written/);
       await run("mount", ["-o", "remount,size=100m", fixture.dataDir]);
-      await until("it has written all", async () => (await reading()).state === "Stopped", 60_000);
+      await until("it has written all", async () => (await reading()).state === "Stopped", 180_000);
       const ended = await reading();
       assert.equal(ended.state === "Stopped" && ended.exit_code, 5);
     } finally {

@@ -13,7 +13,7 @@ import { skipQemu } from "./guest.ts";
 import { idleImage } from "./idle.ts";
 
 const NEVER = new AbortController().signal;
-const options = { skip: skipQemu, timeout: 60_000 };
+const options = { skip: skipQemu, timeout: 300_000 };
 
 test("stop() of what sleeps leaves it asleep where it may wake another time", options, async (t) => {
   const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }), { grace: 1_000 });

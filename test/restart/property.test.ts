@@ -237,7 +237,7 @@ async function play(
 
 // H4, H5, H6, H9, S10: over the real registry and store, with everything in the middle of everything.
 test("nobody's stop is undone, nothing starts but from Stopped, and all that should run does, within its budget", {
-  timeout: 300_000,
+  timeout: 900_000,
 }, async (t) => {
   capturedLogs(t);
   const total = { restarts: 0, stops: 0, hosts: 0 };

@@ -154,7 +154,7 @@ test("an instance does not reach a port of 127.0.0.1, though the bridge may rout
     "ip route add 127.0.0.1/32 via 10.89.7.1 dev eth0 src " + b.ip,
   ].join(" && ");
   await run("ip", ["netns", "exec", `${BRIDGE}-${b.id}`, "sh", "-c", script]);
-  assert.equal(await greetFrom(`${BRIDGE}-${b.id}`, "127.0.0.1", a.port), null);
+  assert.equal(await greetFrom(`${BRIDGE}-${b.id}`, "127.0.0.1", a.port, 2), null);
 });
 
 test("by IPv6, a port is forwarded and a frozen instance woken likewise", { skip: skip6 }, async (t) => {
@@ -254,7 +254,7 @@ test("the port returns to the kernel when the standby comes to nothing", async (
   const guard = host.hooks.guard("before:standby", () => {
     arrived.resolve();
     return new Promise(() => {});
-  }, { priority: Number.MIN_SAFE_INTEGER, timeout: 500 });
+  }, { priority: Number.MIN_SAFE_INTEGER, timeout: 3_000 });
   const failed = assert.rejects(hypervisor.standby(id, ORIGIN), /deadline/);
   await arrived.promise;
   assert.deepEqual(await forwarded(), []);

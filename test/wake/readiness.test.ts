@@ -28,7 +28,7 @@ test("wait() looks after 25 ms, then half as often each time, down to every 500 
   t.mock.timers.enable({ apis: ["setTimeout"] });
   cleanup(t).defer(() => t.mock.timers.reset());
   const first = looked.promise;
-  const answered = readiness.wait("id", { host: "127.0.0.1", host6: null, port, timeout: 60_000, passes });
+  const answered = readiness.wait("id", { host: "127.0.0.1", host6: null, port, timeout: 300_000, passes });
   await first;
   for (const pause of [25, 50, 100, 200, 400, 500, 500]) {
     const before = looks;
