@@ -147,6 +147,15 @@ export class Records extends Memory {
     return launch;
   }
 
+  /** Nothing where it cannot be understood, for nothing can be found by it. */
+  readableLaunch(): Launch | undefined {
+    try {
+      return this.launch();
+    } catch {
+      return undefined;
+    }
+  }
+
   /** Keeps a launch, before it happens. */
   async begin(wanted: Omit<Launch, "generation" | "boot">): Promise<Launch> {
     const launch = { ...wanted, generation: randomBytes(8).toString("hex"), boot: bootId() };

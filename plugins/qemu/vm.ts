@@ -10,7 +10,7 @@ import type { Qmp, QmpEvent } from "./qmp.ts";
 import type { Exit, Launch, Owner, Records, Snapshot } from "./records.ts";
 import { settled } from "./settled.ts";
 import { cancelSave, loadState, saveState, Unrestorable } from "./snapshot.ts";
-import { ConnectionLost } from "./socket.ts";
+import { ConnectionLost, within } from "./socket.ts";
 
 /** Milliseconds for a monitor to answer where nothing keeps it. */
 const ANSWER_MS = 5_000;
@@ -213,7 +213,7 @@ export class Vm implements Disposable {
 
   /** Ends QEMU at once, if it runs. */
   async end(): Promise<void> {
-    const launch = this.#launchIfReadable();
+    const launch = this.records.readableLaunch();
     if (!launch) return;
     const main = this.#process(launch);
     if (main) {
@@ -240,9 +240,13 @@ export class Vm implements Disposable {
   }
 
   async #connected(launch: Launch): Promise<Link | undefined> {
-    if (this.#link?.launch.generation === launch.generation && this.#process(launch)) return this.#link;
+    const [link, main] = [this.#link, this.#process(launch)];
+    if (link && link.launch.generation === launch.generation) {
+      if (main) return link;
+      // What it said last, before it is let go of: why it has ended.
+      await within(link.qmp.closed, ANSWER_MS, "The end of the connection to QEMU");
+    }
     this.#drop(this.#link);
-    const main = this.#process(launch);
     return main && await this.#connect(launch, main, { timeout: ANSWER_MS });
   }
 
@@ -288,13 +292,5 @@ export class Vm implements Disposable {
     // The disk that its memory took is free again.
     records.free(this.#context.owner);
     return { state: "Stopped", ...exitOf(records, launch) };
-  }
-
-  #launchIfReadable(): Launch | undefined {
-    try {
-      return this.records.launch();
-    } catch {
-      return undefined; // whatever it says, nothing can be found by it
-    }
   }
 }

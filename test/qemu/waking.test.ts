@@ -5,6 +5,7 @@ import process from "node:process";
 import { test } from "node:test";
 import { setImmediate } from "node:timers/promises";
 import { Power } from "../../plugins/qemu/power.ts";
+import { isAlive } from "../../plugins/shared/proc.ts";
 import { ConnectionLost } from "../../plugins/qemu/socket.ts";
 import type { Link } from "../../plugins/qemu/vm.ts";
 import { capturedLogs, cleanup, temporaryFolder, until } from "../helpers.ts";
@@ -92,6 +93,21 @@ test("stop() has an eye on what a guest writes until it has ended", options, asy
   assert.ok(!stopped, "its guest hears nobody");
   enough.abort();
   await stopping;
+  await driver.delete(instance);
+});
+
+// The kernel shows that it is gone before this process has read what it said.
+test("inspect() knows why a machine has ended whose last words are still to be read", options, async (t) => {
+  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }));
+  const instance = fixture.instance();
+  const driver = fixture.open();
+  await driver.create(instance);
+  await driver.start(instance, NEVER);
+  const main = fixture.process(instance)!;
+  process.kill(main.pid, "SIGTERM");
+  while (isAlive(main)); // nothing else is done meanwhile
+  const exit = { exit_code: null, exit_message: "QEMU was ended by a signal" };
+  assert.deepEqual(await driver.inspect(instance), { state: "Stopped", ...exit });
   await driver.delete(instance);
 });
 
