@@ -6,6 +6,7 @@ import { chownSync, closeSync, createWriteStream, existsSync, openSync, rmSync }
 import { once } from "node:events";
 import { createServer, type Socket } from "node:net";
 import { dirname } from "node:path";
+import { Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { deadline, delay } from "../shared/async.ts";
 import { FILES } from "./machine.ts";
@@ -17,6 +18,8 @@ import type { Owner, Records } from "./records.ts";
 const [TRANSFER_MS, FULL_MS] = [30_000, 600_000];
 /** Milliseconds between two looks at how far it is: the first, and the longest. */
 const [FIRST_MS, LONGEST_MS] = [1, 20];
+/** Bytes of a state without its memory, which are some tens of thousands; and how often a page of memory may be in it. */
+const [MAX_STATE, MAX_COPIES] = [64 * 1024 * 1024, 1.1];
 /** Bytes per second: as fast as it goes. */
 const MAX_BANDWIDTH = 2 ** 40;
 /** Memory that is shared with a file is left out of the transfer, unless all of it is wanted. */
@@ -33,7 +36,11 @@ interface TransferOptions {
   signal: AbortSignal;
 }
 
-/** Writes the state of a stopped machine to `state.tmp`; it is on disk when this resolves, and the machine still there. */
+/**
+ * Writes the state of a stopped machine to `state.tmp`; it is on disk when this resolves, and the machine still there.
+ *
+ * @throws where QEMU says why it cannot, or sends more than a state can be
+ */
 export async function saveState(
   qmp: Qmp,
   records: Records,
@@ -42,6 +49,7 @@ export async function saveState(
 ): Promise<void> {
   const [file, path] = [records.path("state.tmp"), records.path("out.sock")];
   for (const stale of [file, path]) rmSync(stale, { force: true });
+  const most = MAX_STATE + (full ? records.launch()!.memory.bytes * MAX_COPIES : 0);
   await qmp.execute("migrate-set-capabilities", capabilities(full));
   // Bound by way of its folder: the path itself may be longer than that of a socket can be.
   const folder = openSync(records.folder, "r");
@@ -54,7 +62,7 @@ export async function saveState(
     if (owner) chownSync(path, owner.uid, owner.gid);
     const received = once(server, "connection", { signal: given.signal })
       .then(([socket]) =>
-        pipeline(socket as Socket, createWriteStream(file, { mode: 0o600 }), { signal: given.signal })
+        pipeline(socket as Socket, atMost(most), createWriteStream(file, { mode: 0o600 }), { signal: given.signal })
       );
     received.catch(() => {}); // seen below, unless QEMU says before why it sends nothing
     await qmp.execute("migrate-set-parameters", { "max-bandwidth": MAX_BANDWIDTH }, { signal });
@@ -71,6 +79,17 @@ export async function saveState(
     closeSync(folder);
     rmSync(path, { force: true });
   }
+}
+
+function atMost(bytes: number): Transform {
+  let left = bytes;
+  return new Transform({
+    transform(chunk, _encoding, done) {
+      left -= chunk.length;
+      if (left < 0) done(new Error(`QEMU sends a state of more than ${bytes} bytes`));
+      else done(null, chunk);
+    },
+  });
 }
 
 /** Has a machine that was started for it take over the state that it has open; it does not run yet. */

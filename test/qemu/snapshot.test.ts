@@ -1,12 +1,19 @@
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { existsSync, readFileSync } from "node:fs";
+import { connect } from "node:net";
+import { join } from "node:path";
 import { test } from "node:test";
 import { setImmediate } from "node:timers/promises";
 import { execa } from "execa";
+import { Qmp } from "../../plugins/qemu/qmp.ts";
+import { Records } from "../../plugins/qemu/records.ts";
+import { saveState } from "../../plugins/qemu/snapshot.ts";
 import { clockOffset } from "../../plugins/qemu/tasks.ts";
-import { until } from "../helpers.ts";
+import { temporaryFolder, until } from "../helpers.ts";
 import { QemuFixture } from "./fixture.ts";
 import { demoImage, skipGuest } from "./guest.ts";
+import { say, scripted } from "./scripted.ts";
 
 const NEVER = new AbortController().signal;
 const image = skipGuest ? "" : await demoImage();
@@ -65,6 +72,35 @@ test("a guest is told what time it is, by the next host where one died before", 
   await paid();
   assert.ok(await off() < 100);
   await driver.delete(instance);
+});
+
+// It may be a QEMU that a guest has taken over.
+test("saveState() takes no more than a state can be", async (t) => {
+  const records = new Records(join(temporaryFolder(t), "one"));
+  records.make(null);
+  let sent = 0;
+  let status = "active";
+  const path = await scripted(t, {
+    greet: (socket) => say(socket, { QMP: { version: { qemu: { major: 7, minor: 2, micro: 0 } }, capabilities: [] } }),
+    answer(socket, { execute, id }) {
+      say(socket, { return: execute === "query-migrate" ? { status } : {}, id });
+      if (execute !== "migrate") return;
+      const out = connect(records.path("out.sock"));
+      const chunk = Buffer.alloc(1 << 20);
+      const more = () => {
+        while (!out.destroyed && out.write(chunk)) sent += chunk.length;
+        sent += chunk.length;
+      };
+      out.on("connect", more).on("drain", more).on("error", () => {}).on("close", () => status = "failed");
+    },
+  });
+  using qmp = await Qmp.connect(path);
+  await assert.rejects(
+    saveState(qmp, records, null, { full: false, signal: NEVER }),
+    /could not be transferred: failed/,
+  );
+  assert.ok(sent < 128 * 1024 * 1024, `${sent}`);
+  assert.ok(!existsSync(records.path("state.tmp")));
 });
 
 // R10: it stays asleep with its state as it was, unless it is to start anew.
