@@ -3,7 +3,7 @@
  * ends with it. At each moment the memory is whole in one of two files, and the snapshot says in which.
  */
 import { randomBytes } from "node:crypto";
-import { chownSync, rmSync, statSync } from "node:fs";
+import { chownSync, existsSync, rmSync, statSync } from "node:fs";
 import { rename } from "node:fs/promises";
 import { dirname } from "node:path";
 import { messageOf } from "../shared/errors.ts";
@@ -29,7 +29,7 @@ exec "$@"
 /** It dies with the host, which would know nothing of it. */
 const BOUND = ["setpriv", "--pdeathsig", "KILL", "--"];
 /** What is said of a file that will be no better the next time, and not of a disk that is full. */
-const DAMAGED = /premature end|unexpected end|unfinished|unknown header|unsupported format|Decoding error|No such file/;
+const DAMAGED = /premature end|unexpected end|unfinished|unknown header|unsupported format|Decoding error/;
 /** After everybody else who wants the processor or the disk; not only when nobody does, for it could not even end then. */
 const LOWLY = ["nice", "-n", "19", "ionice", "-c", "2", "-n", "7"];
 
@@ -113,7 +113,8 @@ export async function expand(records: Records, { bytes, owner, signal }: ExpandO
   } catch (error) {
     rmSync(whole, { force: true });
     signal.throwIfAborted();
-    const broken = error instanceof Unrestorable || DAMAGED.test(messageOf(error));
+    const gone = !existsSync(records.compressed);
+    const broken = gone || error instanceof Unrestorable || DAMAGED.test(messageOf(error));
     throw new (broken ? Unrestorable : Error)(`its memory cannot be decompressed: ${messageOf(error)}`, {
       cause: error,
     });

@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { DormouseError, type Instance } from "../../main.ts";
 import { putAway } from "./asleep.ts";
 import { keepExpanded } from "./compress.ts";
@@ -42,7 +43,8 @@ export class Copier {
       if (state === "Standby") await this.#expanded(vm, source);
       await this.#fleet.turn(target.id, async ({ records }) => {
         records.make(owner);
-        if (image.disk) await copyOverlay(from.path("overlay.qcow2"), records.path("overlay.qcow2"));
+        const [disk, copy] = [from, records].map((each) => each.path("overlay.qcow2"));
+        if (existsSync(disk)) await copyOverlay(disk, copy);
         records.make(owner);
         if (state === "Standby") await this.#inherit(records, target, from, source);
       });

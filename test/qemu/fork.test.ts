@@ -38,7 +38,9 @@ test("fork() of what sleeps is of the machine that fell asleep, whatever its ima
   fixture.records(source).mark("ready");
   await driver.standby(source, NEVER);
   const file = join(image, "image.toml");
-  writeFileSync(file, stringify({ ...parse(readFileSync(file, "utf8")), vcpus: 3, size: "96MB", cmdline: "other" }));
+  const disk = { file: "image.toml", format: "raw" };
+  const other = { ...parse(readFileSync(file, "utf8")), vcpus: 3, size: "96MB", cmdline: "other", disk };
+  writeFileSync(file, stringify(other));
   await driver.fork(source, fork);
   const [one, two] = [source, fork].map((each) => fixture.records(each).launch()!);
   const named = (args: readonly string[]) => args.map((arg) => arg.replaceAll(source.name, fork.name));
