@@ -39,7 +39,7 @@ class Asking extends Host {
     const log = () => readFileSync(join(this.folder, "data", "qemu", "instances", id, "serial.log"), "latin1");
     assert.equal(waited.state, "Running", log());
     // It has its address before it says so.
-    await until(`${name} tells of its address`, () => /has the address .*\n/.test(log()));
+    await until(`${name} tells of its address`, () => /has the address \S+\s/.test(log()));
     return log();
   }
 

