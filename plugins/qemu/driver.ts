@@ -139,9 +139,13 @@ export class QemuDriver implements Driver {
     const { records } = this.#fleet.vm(instance.id);
     await this.#fleet.recoverLogs(instance.id);
     const reading = await this.inspect(instance);
+    if (reading.state === "Standby") {
+      putAway(this.#fleet, instance);
+      return reading;
+    }
+    // One that sleeps is answered as it wakes.
     if (reading.state !== "Stopped" && reading.state !== "Unknown") await this.#power.serveAgain(instance);
-    if (reading.state === "Standby") putAway(this.#fleet, instance);
-    else records.tidy();
+    records.tidy();
     return reading;
   }
 

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import type { Logger } from "@logtape/logtape";
 import type { Instance, Network } from "../../main.ts";
 import { LogKeeper } from "../shared/log-keeper.ts";
-import type { InstanceLog } from "../shared/logs.ts";
+import { type InstanceLog, isUnfinished } from "../shared/logs.ts";
 import type { Accelerator } from "./accel.ts";
 import { Compressor } from "./compress.ts";
 import { Dhcp } from "./dhcp.ts";
@@ -162,6 +162,9 @@ export class Fleet implements AsyncDisposable {
 
   /** Finishes what a host left that died while it rotated. */
   async recoverLogs(id: string): Promise<void> {
+    const { folder } = this.vm(id).records;
+    // One look for all of them: a host may have to adopt thousands.
+    if (!existsSync(folder) || !readdirSync(folder).some(isUnfinished)) return;
     for (const name of LOG_NAMES) await this.#log(id, name).recover();
   }
 

@@ -27,6 +27,11 @@ interface Chunk {
   gone?: boolean;
 }
 
+/** Whether it is the name of a file that a rotation is in the middle of, of any log. */
+export function isUnfinished(name: string): boolean {
+  return /\.next-\d+(?:\.new)?$/.test(name);
+}
+
 /**
  * The output of one instance, which writes to its log file by itself and never reopens it. Rotation copies the head of the
  * file away and cuts it off. Positions count from the beginning of that file when this object was made, and go on

@@ -70,6 +70,20 @@ test("look() of a copy whose host died at the end of its first sleep leaves its 
   }
 });
 
+test("Fleet.recoverLogs() finishes a rotation that was cut, of any log, where there was one", async (t) => {
+  const fleet = fleetOf(temporaryFolder(t));
+  cleanup(t).defer(() => fleet[Symbol.asyncDispose]());
+  const { records } = fleet.vm("one");
+  await fleet.recoverLogs("one"); // it has not even a folder
+  records.make(null);
+  await fleet.recoverLogs("one");
+  writeFileSync(records.path("serial.log.next-0.new"), "half");
+  writeFileSync(records.path("qemu.log.next-5"), "moved");
+  await fleet.recoverLogs("one");
+  const names = ["serial.log.next-0.new", "qemu.log.next-5", "qemu.log.1"];
+  assert.deepEqual(names.map((name) => existsSync(records.path(name))), [false, false, true]);
+});
+
 test("Fleet.sweep() removes what is nobody's, and in ram_dir only that", {
   skip: lacking(process.platform === "linux" ? null : "it needs Linux"),
 }, async (t) => {
