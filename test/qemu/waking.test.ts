@@ -2,8 +2,9 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { renameSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import process from "node:process";
-import { test } from "node:test";
+import { test, type TestContext } from "node:test";
 import { setImmediate } from "node:timers/promises";
+import type { FleetOptions } from "../../plugins/qemu/fleet.ts";
 import { Power } from "../../plugins/qemu/power.ts";
 import { isAlive } from "../../plugins/shared/proc.ts";
 import { ConnectionLost } from "../../plugins/qemu/socket.ts";
@@ -16,12 +17,19 @@ import { idleImage } from "./idle.ts";
 const NEVER = new AbortController().signal;
 const options = { skip: skipQemu, timeout: 300_000 };
 
-test("stop() of what sleeps leaves it asleep where it may wake another time", options, async (t) => {
-  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }), { grace: 1_000 });
+/** A machine that runs, and hears nobody. */
+async function awake(t: TestContext, given: Partial<FleetOptions> = {}) {
+  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }), given);
   const instance = fixture.instance();
-  let driver = fixture.open();
+  const driver = fixture.open();
   await driver.create(instance);
   await driver.start(instance, NEVER);
+  return { fixture, instance, driver };
+}
+
+test("stop() of what sleeps leaves it asleep where it may wake another time", options, async (t) => {
+  const { fixture, instance, ...world } = await awake(t, { grace: 1_000 });
+  let { driver } = world;
   await driver.standby(instance, NEVER);
   const over = AbortSignal.abort(new Error("somebody else was faster"));
   await assert.rejects(driver.stop(instance, over), /somebody else was faster/);
@@ -45,11 +53,7 @@ test("stop() of what sleeps leaves it asleep where it may wake another time", op
 
 test("stop() of what can never wake ends it, and tells what that has cost", options, async (t) => {
   const logs = capturedLogs(t);
-  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }));
-  const instance = fixture.instance();
-  const driver = fixture.open();
-  await driver.create(instance);
-  await driver.start(instance, NEVER);
+  const { fixture, instance, driver } = await awake(t);
   await driver.standby(instance, NEVER);
   truncateSync(fixture.records(instance).path("state"), 1_000);
   const exit = { exit_code: null, exit_message: "it was ended in its sleep" };
@@ -60,11 +64,7 @@ test("stop() of what can never wake ends it, and tells what that has cost", opti
 
 // Memory is given up for a start, and for nothing less.
 test("restore() keeps what sleeps where it cannot be started anew either", options, async (t) => {
-  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }));
-  const instance = fixture.instance();
-  const driver = fixture.open();
-  await driver.create(instance);
-  await driver.start(instance, NEVER);
+  const { fixture, instance, driver } = await awake(t);
   await driver.standby(instance, NEVER);
   const records = fixture.records(instance);
   renameSync(records.ram, `${records.ram}.away`);
@@ -79,11 +79,7 @@ test("restore() keeps what sleeps where it cannot be started anew either", optio
 
 test("stop() has an eye on what a guest writes until it has ended", options, async (t) => {
   const log_max_size = 65_536;
-  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }), { grace: 60_000, log_max_size });
-  const instance = fixture.instance();
-  const driver = fixture.open();
-  await driver.create(instance);
-  await driver.start(instance, NEVER);
+  const { fixture, instance, driver } = await awake(t, { grace: 60_000, log_max_size });
   let stopped = false;
   const enough = new AbortController();
   const stopping = driver.stop(instance, enough.signal).finally(() => stopped = true);
@@ -98,11 +94,7 @@ test("stop() has an eye on what a guest writes until it has ended", options, asy
 
 // The kernel shows that it is gone before this process has read what it said.
 test("inspect() knows why a machine has ended whose last words are still to be read", options, async (t) => {
-  const fixture = new QemuFixture(t, "qemu-microvm", idleImage(t, { agent: false }));
-  const instance = fixture.instance();
-  const driver = fixture.open();
-  await driver.create(instance);
-  await driver.start(instance, NEVER);
+  const { fixture, instance, driver } = await awake(t);
   const main = fixture.process(instance)!;
   process.kill(main.pid, "SIGTERM");
   while (isAlive(main)); // nothing else is done meanwhile
