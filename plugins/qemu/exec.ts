@@ -1,7 +1,7 @@
 import { Buffer } from "node:buffer";
 import * as v from "valibot";
 import { DormouseError, type ExecRequest, type ExecResult } from "../../main.ts";
-import { delay } from "../shared/async.ts";
+import { abortable, delay } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
 import { type Agent, AgentError } from "./agent.ts";
 import { ConnectionLost } from "./socket.ts";
@@ -52,12 +52,12 @@ type Status = v.InferOutput<typeof Status>;
  * and code 137. What it leaves in the background with its output open keeps it from ending.
  *
  * @throws as {@linkcode Agent.call}; where the connection is lost, the command may go on
- * @throws the signal's reason, after killing it
+ * @throws the signal's reason, after killing it; where it is not known yet to have begun, at once, and it is killed then
  */
 export async function execute(agent: Agent, request: GuestExecRequest): Promise<ExecResult> {
   const { timeout_ms, max_output, signal } = request;
   const end = performance.now() + timeout_ms;
-  const pid = await start(agent, request);
+  const pid = await begun(agent, request);
   let status: Status;
   try {
     for (let pause = FIRST_MS; !(status = await statusOf(agent, pid, signal)).exited; pause *= 1.5) {
@@ -82,6 +82,20 @@ export async function execute(agent: Agent, request: GuestExecRequest): Promise<
   };
 }
 
+/** Its pid. Who leaves before that is known leaves nothing behind, unless the guest does not answer. */
+async function begun(agent: Agent, request: GuestExecRequest): Promise<number> {
+  const { signal } = request;
+  signal?.throwIfAborted();
+  const starting = start(agent, request);
+  if (!signal) return await starting;
+  try {
+    return await abortable(starting, signal);
+  } catch (error) {
+    if (signal.aborted) starting.then((pid) => kill(agent, pid)).catch(() => {});
+    throw error;
+  }
+}
+
 /** What a guest or its agent fails in, told as such. @throws {DormouseError} `driver_failed`; the signal's reason */
 export async function orFailed<T>(work: Promise<T>, what: string, signal?: AbortSignal): Promise<T> {
   try {
@@ -93,7 +107,7 @@ export async function orFailed<T>(work: Promise<T>, what: string, signal?: Abort
 }
 
 async function start(agent: Agent, request: GuestExecRequest): Promise<number> {
-  const { command, working_dir = "/", env, input, timeout_ms, signal } = request;
+  const { command, working_dir = "/", env, input, timeout_ms } = request;
   const wrapped = ["/bin/sh", "-c", WRAPPER, "dormouse-exec", working_dir, ...command];
   const [path, ...arg] = request.plain ? command : wrapped;
   const variables = Object.entries({ PATH, ...env }).map(([name, value]) => `${name}=${value}`);
@@ -103,7 +117,7 @@ async function start(agent: Agent, request: GuestExecRequest): Promise<number> {
     "capture-output": true,
     ...(env && { env: variables }),
     ...(input !== undefined && { "input-data": Buffer.from(input).toString("base64") }),
-  }, { timeout: timeout_ms, ...(signal && { signal }) });
+  }, { timeout: timeout_ms });
   return understood(Started, started).pid;
 }
 

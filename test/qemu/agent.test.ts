@@ -229,6 +229,25 @@ test("execute() takes no answer that makes no sense, whatever it would cost to m
   }
 });
 
+test("execute() kills what it is told of only after its client has left", async (t) => {
+  const asked: unknown[] = [];
+  let release = () => {};
+  const { agent } = await answering(t, (socket, { execute, arguments: { path, arg, pid } }) => {
+    asked.push(execute === "guest-exec" ? [path, ...arg as string[]].at(-1) : pid);
+    if (path === "sleep") release = () => say(socket, { return: { pid: 7 } });
+    else say(socket, { return: execute === "guest-exec" ? { pid: 8 } : { exited: true } });
+  });
+  const client = new AbortController();
+  const command = { command: ["sleep", "600"], plain: true, timeout_ms: 10_000, max_output: 100 };
+  const work = assert.rejects(execute(agent, { ...command, signal: client.signal }), /it left/);
+  await until("it was asked", () => asked.length === 1);
+  client.abort(new Error("it left"));
+  await work;
+  release();
+  await until("it is killed and gone", () => asked.length === 4);
+  assert.deepEqual(asked, ["600", "7", 8, 7]);
+});
+
 test("what an agent says of an error is cut", async (t) => {
   const { agent } = await answering(t, (socket) => {
     say(socket, { error: { class: "GenericError", desc: "x".repeat(100_000) } });
