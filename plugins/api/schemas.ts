@@ -1,12 +1,13 @@
 import * as v from "valibot";
 import { STATES } from "../../main.ts";
 import { parseDuration } from "../shared/duration.ts";
+import { text } from "../shared/schemas.ts";
 
 /** Milliseconds. */
 export const WAIT_AT_MOST = 300_000;
 export const EXEC_AT_MOST = 3_600_000;
 
-const Text = v.pipe(v.string(), v.check((text) => !text.includes("\0"), "expected text without NUL"));
+const Text = text();
 const Words = v.array(Text);
 const Duration = v.pipe(
   v.string(),

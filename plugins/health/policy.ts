@@ -1,6 +1,7 @@
 import * as v from "valibot";
 import { DormouseError, type Instance } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
+import { text } from "../shared/schemas.ts";
 
 const Port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65_535));
 const Duration = v.pipe(
@@ -43,8 +44,8 @@ export const HealthCheck = v.strictObject({
   })),
   tcp: v.optional(v.strictObject({ port: Port })),
   exec: v.optional(v.strictObject({
-    command: v.pipe(v.array(argument()), v.minLength(1), v.check(([file]) => file !== "", "expected a program")),
-    working_dir: v.optional(argument()),
+    command: v.pipe(v.array(text()), v.minLength(1), v.check(([file]) => file !== "", "expected a program")),
+    working_dir: v.optional(text()),
   })),
 });
 export type HealthCheck = v.InferOutput<typeof HealthCheck>;
@@ -121,10 +122,6 @@ export function checkOf(kept: Kept | undefined): Check | undefined {
     parseDuration(text)!
   );
   return { kept, interval, timeout, startPeriod };
-}
-
-function argument() {
-  return v.pipe(v.string(), v.check((text) => !text.includes("\0"), "expected text without NUL"));
 }
 
 function wrong(key: string, why: string): DormouseError {

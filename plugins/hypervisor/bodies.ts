@@ -4,6 +4,7 @@ import type { ErrorCode, Instance } from "../../main.ts";
 import { DormouseError } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
 import { didYouMean } from "../shared/nearest.ts";
+import { text } from "../shared/schemas.ts";
 import { parseSize } from "../shared/size.ts";
 import type { Fields } from "./fields.ts";
 import { BLANK } from "./records.ts";
@@ -16,7 +17,7 @@ const Name = v.pipe(
 const Size = v.pipe(v.string(), v.check((text) => parseSize(text) !== undefined, 'expected a size such as "512MB"'));
 const Environment = v.record(
   v.pipe(v.string(), v.regex(/^[^=\0]+$/, "expected a name without = or NUL")),
-  noNul(v.string()),
+  text(),
 );
 const Tags = v.record(v.pipe(v.string(), v.minLength(1), v.maxLength(128)), v.pipe(v.string(), v.maxLength(256)));
 const Ttl = v.pipe(v.string(), v.check((text) => (parseDuration(text) ?? -1) >= 0, 'expected a duration such as "1h"'));
@@ -24,13 +25,13 @@ const ExpiresAt = v.pipe(v.string(), v.isoTimestamp("expected a time such as 203
 
 const CREATE = {
   name: Name,
-  image: v.pipe(noNul(v.string()), v.minLength(1)),
+  image: v.pipe(text(), v.minLength(1)),
   hypervisor: v.optional(v.string()),
-  entrypoint: v.optional(v.array(noNul(v.string()))),
-  cmd: v.optional(v.array(noNul(v.string()))),
+  entrypoint: v.optional(v.array(text())),
+  cmd: v.optional(v.array(text())),
   env: v.optional(Environment),
-  working_dir: v.optional(noNul(v.string())),
-  run_as: v.optional(v.pipe(noNul(v.string()), v.minLength(1))),
+  working_dir: v.optional(text()),
+  run_as: v.optional(v.pipe(text(), v.minLength(1))),
   tags: v.optional(Tags),
   vcpus: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(1024))),
   size: v.optional(Size),
@@ -225,8 +226,4 @@ function expiry(body: { ttl?: string; expires_at?: string | null }, now: number)
 
 function blank(now: number): Instance {
   return { ...BLANK, id: createId(), created_at: now, phases: { since: now, totals: {} } };
-}
-
-function noNul(schema: v.StringSchema<undefined>) {
-  return v.pipe(schema, v.check((text) => !text.includes("\0"), "expected text without NUL"));
 }

@@ -1,4 +1,5 @@
 import { DormouseError, type Driver, type Instance, type Origin, type State } from "../../main.ts";
+import { delay } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
 import type { Bodies } from "./bodies.ts";
 import {
@@ -16,6 +17,9 @@ import {
 } from "./lifecycle.ts";
 import { commitReading } from "./reading.ts";
 import { nameConflict } from "./records.ts";
+
+/** Milliseconds between two looks at whether a copy runs that is to be put to sleep. */
+const READY_MS = 100;
 
 /** Makes new instances, from bodies and from other instances. What fails half-way leaves nothing behind. */
 export class Creation {
@@ -125,16 +129,28 @@ export class Creation {
         const reading = await registry.readings.read(row);
         if (reading.state === "Unknown") throw new Error(reading.error);
         const { state } = reading;
-        const target = registry.records.update(row.id, { state, transition: null }, { action: "state", origin });
-        const to = (request: "start" | "stop" | "standby" | "restore") =>
-          stepNow(registry, row.id, request, origin, { signal });
-        if (wanted === undefined || wanted === state) return target;
+        const done = wanted === undefined || wanted === state;
+        const transition = done ? null : "create";
+        const target = registry.records.update(row.id, { state, transition }, { action: "state", origin });
+        if (done) return target;
+        const to = (request: "start" | "stop" | "standby" | "restore", making: "on" | "last" = "last") =>
+          stepNow(registry, row.id, request, origin, { signal, making });
         if (wanted === "Running") return await to(state === "Standby" ? "restore" : "start");
         if (wanted === "Stopped") return await to("stop");
-        await to("start");
+        await this.#ready(await to("start", "on"), origin, signal);
         return await to("standby");
       });
     });
+  }
+
+  /** Resolves once it runs. That it does is told to its lane, which is held here: so it is looked at until then. */
+  async #ready(started: Instance, origin: Origin, signal: AbortSignal): Promise<void> {
+    const { readings, records } = this.#registry;
+    for (let { state } = started; state !== "Running"; await delay(READY_MS, { signal })) {
+      ({ state } = await readings.read(started));
+      if (state === "Running") records.update(started.id, { state }, { action: "state", origin });
+      else if (state !== "Initializing") throw new Error(`it is ${state} after its start`);
+    }
   }
 
   /** Holds the name from now until there is a row, so that two creations of one name never both begin. */

@@ -25,6 +25,8 @@ interface StepOptions {
   signal: AbortSignal;
   change?: Partial<Instance> | undefined;
   seen?: Partial<Instance> | undefined;
+  /** The instance is being made by this step, `"on"` by others after it: who finds it half done removes it. */
+  making?: "on" | "last";
 }
 type Outcome = Partial<Instance> & { state: State };
 
@@ -80,14 +82,14 @@ export async function stepNow(
   id: string,
   request: Step,
   origin: Origin,
-  { signal, change, seen }: StepOptions,
+  options: StepOptions,
 ): Promise<Instance> {
-  const decided = await decide(registry, id, request);
+  const decided = await decide(registry, id, request, options);
   if (decided.done) {
     await registry.hooks.ask("action:fulfilled", { action: request, instance: decided.instance, origin });
     return decided.instance;
   }
-  const work = () => carryOut(registry, decided.instance, request, origin, { signal, change, seen });
+  const work = () => carryOut(registry, decided.instance, request, origin, options);
   return await told(registry, request, decided.instance, origin, work);
 }
 
@@ -96,7 +98,7 @@ async function carryOut(
   before: Instance,
   request: Step,
   origin: Origin,
-  { signal, change, seen }: StepOptions,
+  { signal, change, seen, making }: StepOptions,
 ): Promise<Instance> {
   const { records, readings, now } = registry;
   const { id } = before;
@@ -109,12 +111,14 @@ async function carryOut(
     ...change,
     ...readdressed(registry, before, request),
     state: underWay,
-    transition: request,
+    transition: making ? "create" : request,
   }, { action: "state", origin });
   try {
     const outcome = await STEPS[request](driver, seen ? { ...instance, ...seen } : instance, signal, now);
-    return records.update(id, { ...outcome, transition: null, state_error: null }, { action: request, origin });
+    const transition = making === "on" ? "create" : null;
+    return records.update(id, { ...outcome, transition, state_error: null }, { action: request, origin });
   } catch (error) {
+    if (making) throw failure(request, instance, error); // it is removed
     const cause = signal.aborted ? `${request}_aborted` : `${request}_failed`;
     const reading = await readings.read(instance);
     commitReading(registry, instance, reading, { ...origin, cause }, { error: messageOf(error) });
@@ -196,10 +200,11 @@ export async function decide(
   registry: Registry,
   id: string,
   request: Request,
+  { making }: Pick<StepOptions, "making"> = {},
 ): Promise<{ instance: Instance; done: boolean }> {
   let instance = existing(registry, id);
   // What is half removed must neither run again nor have its removal forgotten.
-  if (isDoomed(instance) && request !== "delete") throw invalidState(request, instance);
+  if (isDoomed(instance) && request !== "delete" && !making) throw invalidState(request, instance);
   if (instance.state === "Unknown" && RULES[request].Unknown === "refuse") {
     const reading = await registry.readings.read(instance);
     instance = commitReading(registry, instance, reading, { actor: "system", cause: `before_${request}` });

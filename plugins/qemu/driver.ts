@@ -19,8 +19,8 @@ import { Waking } from "./waking.ts";
 
 /** That images need which ask for their address. */
 const DHCP_PROGRAMS = ["dnsmasq", "setpriv"];
-/** Bytes without which no kernel gets anywhere. */
-const MIN_MEMORY = 32 * 1024 * 1024;
+/** Bytes without which no kernel gets anywhere, and what a processor of 40 address bits reaches beside its devices. */
+const [MIN_MEMORY, MAX_MEMORY] = [32 * 1024 * 1024, 512 * 1024 * 1024 * 1024];
 /** What QEMU gives a machine without an interrupt controller of the host's kernel. */
 const MAX_VCPUS = 255;
 
@@ -64,11 +64,9 @@ export class QemuDriver implements Driver {
     if (vcpus > MAX_VCPUS) {
       throw new DormouseError("invalid_request", `Wrong value of "vcpus": a machine has at most ${MAX_VCPUS}`);
     }
-    if (bytes < MIN_MEMORY) {
-      throw new DormouseError(
-        "invalid_size",
-        `Wrong value of "size": a machine has at least ${formatSize(MIN_MEMORY)}`,
-      );
+    if (bytes < MIN_MEMORY || bytes > MAX_MEMORY) {
+      const [least, most] = [MIN_MEMORY, MAX_MEMORY].map(formatSize);
+      throw new DormouseError("invalid_size", `Wrong value of "size": a machine has from ${least} to ${most}`);
     }
     if (image.disk) await checkDisk(image.disk, instance.hints.overlay_size);
     const missing = image.dhcp && instance.network.enabled ? this.#fleet.context.missing(DHCP_PROGRAMS) : undefined;

@@ -31,8 +31,8 @@ const PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const MAX_ANSWER = 48 * 1024 * 1024;
 /** Milliseconds between two questions whether it has ended: the first, and the longest. */
 const [FIRST_MS, LONGEST_MS] = [5, 250];
-/** Milliseconds that the agent may take for one answer, and that a killed command may take to be gone. */
-const [ANSWER_MS, KILL_MS] = [10_000, 10_000];
+/** Milliseconds that the agent may take for one answer, whatever is in it, and that a killed command may take to be gone. */
+const [ANSWER_MS, KILL_MS] = [60_000, 10_000];
 
 const Whole = v.pipe(v.number(), v.integer());
 const Started = v.object({ pid: Whole });
@@ -82,7 +82,11 @@ export async function execute(agent: Agent, request: GuestExecRequest): Promise<
   };
 }
 
-/** Its pid. Who leaves before that is known leaves nothing behind, unless the guest does not answer. */
+/**
+ * Its pid. Who leaves before that is known leaves nothing behind, unless the guest does not answer.
+ *
+ * @throws {DormouseError} `invalid_request` where it is more than a program can be given
+ */
 async function begun(agent: Agent, request: GuestExecRequest): Promise<number> {
   const { signal } = request;
   signal?.throwIfAborted();
@@ -117,7 +121,11 @@ async function start(agent: Agent, request: GuestExecRequest): Promise<number> {
     "capture-output": true,
     ...(env && { env: variables }),
     ...(input !== undefined && { "input-data": Buffer.from(input).toString("base64") }),
-  }, { timeout: timeout_ms });
+  }, { timeout: timeout_ms }).catch((error) => {
+    if (!(error instanceof AgentError) || !/Argument list too long/.test(error.message)) throw error;
+    const message = `Wrong value of "command": with "env" it is longer than what the guest's kernel takes`;
+    throw new DormouseError("invalid_request", message, { cause: error });
+  });
   return understood(Started, started).pid;
 }
 

@@ -1,6 +1,7 @@
 import { constants, existsSync, readdirSync, realpathSync } from "node:fs";
-import { copyFile, mkdir, mkdtemp, rename, rm } from "node:fs/promises";
+import { chown, copyFile, mkdir, mkdtemp, rename, rm, stat } from "node:fs/promises";
 import { dirname, isAbsolute, join, relative, resolve } from "node:path";
+import process from "node:process";
 import { DormouseError } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { didYouMean } from "../shared/nearest.ts";
@@ -96,7 +97,11 @@ export class Images {
         await mkdir(dirname(to), { recursive: true });
         // What a link leads to, for the copy is to do without that; by reflink where it can.
         await copyFile(file, to, constants.COPYFILE_FICLONE);
+        // Whoever could read the one can read the other, and nobody else.
+        const { uid, gid } = await stat(file);
+        if (process.getuid?.() === 0) await chown(to, uid, gid);
       }
+      readImage(name, join(copy, name), this.#reader);
       await rename(join(copy, name), folder).catch((error) => {
         if (!["EEXIST", "ENOTEMPTY"].includes(error.code)) throw error;
         throw new DormouseError("name_conflict", `Cannot add image "${name}": it is there already`, { cause: error });

@@ -1,7 +1,7 @@
 import { delay } from "../shared/async.ts";
 import type { Qmp } from "./qmp.ts";
 import type { Records } from "./records.ts";
-import { cancelSave } from "./snapshot.ts";
+import { cancelSave, dropState } from "./snapshot.ts";
 
 /** Milliseconds in which a write fails again that has failed before. */
 const RETRIED_MS = 100;
@@ -44,5 +44,6 @@ export async function settled(
   if (records.isMarked("paused")) return "Paused";
   records.mark("stale");
   await cancelSave(qmp);
+  dropState(records);
   return ready;
 }

@@ -48,7 +48,7 @@ export async function saveState(
   { full, signal }: TransferOptions,
 ): Promise<void> {
   const [file, path] = [records.path("state.tmp"), records.path("out.sock")];
-  for (const stale of [file, path]) rmSync(stale, { force: true });
+  dropState(records);
   const most = MAX_STATE + (full ? records.launch()!.memory.bytes * MAX_COPIES : 0);
   await qmp.execute("migrate-set-capabilities", capabilities(full));
   // Bound by way of its folder: the path itself may be longer than that of a socket can be.
@@ -71,7 +71,7 @@ export async function saveState(
     await deadline(received, TRANSFER_MS, "Writing the state");
     await syncData(file);
   } catch (error) {
-    rmSync(file, { force: true }); // it may be as large as the memory
+    dropState(records);
     throw error;
   } finally {
     given.abort(new Error("it is over"));
@@ -79,6 +79,11 @@ export async function saveState(
     closeSync(folder);
     rmSync(path, { force: true });
   }
+}
+
+/** Removes what a save that was given up, or its host that died, has left: it may be as large as the memory. */
+export function dropState(records: Records): void {
+  for (const name of ["state.tmp", "out.sock"]) rmSync(records.path(name), { force: true });
 }
 
 function atMost(bytes: number): Transform {

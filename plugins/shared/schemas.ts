@@ -2,6 +2,14 @@ import * as v from "valibot";
 import { parseDuration } from "./duration.ts";
 import { parseSize } from "./size.ts";
 
+/** Text that programs can be given: they know no NUL, and UTF-8 no half of a character. */
+export function text() {
+  return v.pipe(
+    v.string(),
+    v.check((text) => !text.includes("\0") && text.isWellFormed(), "expected text without NUL and lone surrogates"),
+  );
+}
+
 /** A Go duration such as `30s`, as milliseconds; at least `min`, 0 when absent. */
 export function duration({ min = 0 } = {}) {
   return v.pipe(

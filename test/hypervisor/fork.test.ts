@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { cpSync } from "node:fs";
 import { test } from "node:test";
 import { temporaryFolder } from "../helpers.ts";
 import { gate, ORIGIN, registryHost, ScriptedDriver } from "./scripted.ts";
@@ -127,7 +128,6 @@ test("a host that dies while it forks a running instance wakes it at the next st
   // Nothing but a copy of the files is what a power cut leaves: the first host itself goes on.
   const forking = first.hypervisor.fork(id, RUNNING, ORIGIN);
   await slow.arrived;
-  const { cpSync } = await import("node:fs");
   const after = temporaryFolder(t);
   cpSync(folder, after, { recursive: true });
   const driver = new ScriptedDriver(new Map(first.driver.machines));
@@ -138,4 +138,53 @@ test("a host that dies while it forks a running instance wakes it at the next st
   assert.equal(driver.machines.get(id)?.state, "Running");
   slow.open();
   await forking;
+});
+
+test("fork() to Standby waits for a copy that takes its time to run, and removes one that never does", async (t) => {
+  const { hypervisor, driver, events } = await registryHost(t);
+  const { id } = await hypervisor.create(BODY, ORIGIN);
+  await hypervisor.stop(id, ORIGIN);
+  driver.ready = "Initializing";
+  let looks = 0;
+  driver.script.inspect = (instance) => {
+    if (instance.name === "copy" && instance.state === "Initializing" && ++looks === 3) {
+      driver.machines.set(instance.id, { state: "Running" });
+    }
+  };
+  const copy = await hypervisor.fork(id, { name: "copy", target_state: "Standby" }, ORIGIN);
+  assert.deepEqual([copy.state, copy.transition], ["Standby", null]);
+  const states = events.filter(({ instance_id }) => instance_id === copy.id).map(({ to }) => to);
+  assert.deepEqual(states.filter((to, i) => to !== states[i - 1]), [
+    ...["Created", "Stopped", "Created", "Initializing", "Running", "Paused", "Standby"],
+  ]);
+
+  driver.script.inspect = (instance) => {
+    if (instance.state !== "Initializing") return;
+    driver.machines.set(instance.id, { state: "Stopped", exit_code: 1, exit_message: "it broke" });
+  };
+  const wanted = { name: "other", target_state: "Standby" };
+  await assert.rejects(hypervisor.fork(id, wanted, ORIGIN), { message: /it is Stopped after its start/ });
+  assert.deepEqual(hypervisor.list().map(({ name }) => name), ["web", "copy"]);
+});
+
+// Nobody was told of it, and whoever asks again gets it.
+test("a host that dies before a copy is as it was wanted leaves none to the next one", async (t) => {
+  const folder = temporaryFolder(t);
+  const first = await registryHost(t, { folder });
+  const { id } = await first.hypervisor.create(BODY, ORIGIN);
+  await first.hypervisor.standby(id, ORIGIN);
+  const slow = gate();
+  first.driver.script.restore = slow.script;
+  const wanted = { name: "copy", target_state: "Running" };
+  const forking = first.hypervisor.fork(id, wanted, ORIGIN);
+  await slow.arrived;
+  const after = temporaryFolder(t);
+  cpSync(folder, after, { recursive: true });
+  const driver = new ScriptedDriver(new Map(first.driver.machines));
+  const { hypervisor } = await registryHost(t, { folder: after, driver });
+  assert.deepEqual(hypervisor.list().map(({ name, state }) => [name, state]), [["web", "Standby"]]);
+  assert.equal(driver.machines.size, 1);
+  assert.equal((await hypervisor.fork(id, wanted, ORIGIN)).state, "Running");
+  slow.open();
+  assert.equal((await forking).state, "Running");
 });

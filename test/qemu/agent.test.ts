@@ -295,6 +295,7 @@ test("the agent of a real guest runs commands, looks at paths, and shuts it down
   assert.deepEqual(await run(["echo", "a b", "$HOME", "ü\n"]), { ...result, stdout: "a b $HOME ü\n\n" });
   assert.equal((await run(["no-such-program"])).exit_code, 127);
   assert.equal((await run(["true"], { working_dir: "/nowhere" })).exit_code, 126);
+  await assert.rejects(run(["echo", "x".repeat(200_000)]), { code: "invalid_request", message: /longer than/ });
   assert.equal((await run(["sh", "-c", "kill -TERM $$"])).exit_code, 143);
   const much = await run(["sh", "-c", "yes | head -c 300000"], { max_output: 10 });
   assert.deepEqual(much, { ...result, stdout: "y\ny\ny\ny\ny\n", truncated: true });

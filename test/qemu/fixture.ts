@@ -124,6 +124,7 @@ export class QemuFixture implements DriverFixture {
       "more vcpus than QEMU gives": this.instance("true", { vcpus: 256 }),
       "less of a disk than its image has": this.instance("true", { hints: { overlay_size: "1MB" } }),
       "less memory than a kernel needs": this.instance("true", { memory_bytes: 1024 * 1024 }),
+      "more memory than a machine can have": this.instance("true", { memory_bytes: 2 ** 50 }),
       "more than a kernel can be told": this.instance("true", { env: { LONG: "x".repeat(2_000) } }),
     };
   }

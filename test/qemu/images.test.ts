@@ -1,14 +1,27 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { chmodSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  chownSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { getLogger } from "@logtape/logtape";
 import { execaSync } from "execa";
 import { DormouseError, type ErrorCode, type Host } from "../../main.ts";
 import { Images } from "../../plugins/qemu/images.ts";
 import qemu from "../../plugins/qemu/mod.ts";
-import { temporaryFolder } from "../helpers.ts";
+import { lacking, temporaryFolder } from "../helpers.ts";
+
+const IS_ROOT = process.getuid?.() === 0;
 
 /** The begin of a Linux kernel, as far as anybody looks. */
 const KERNEL = Buffer.concat([Buffer.alloc(0x202), Buffer.from("HdrS"), Buffer.alloc(100)]);
@@ -127,6 +140,22 @@ test("Images.read() refuses a disk that is made of other files, and a file that 
   assert.throws(() => images.read(folder), refused("invalid_image", /k cannot be read by user 65534/));
   assert.equal(new Images(folder).read(folder).kernel, join(folder, "k"), "for its own user");
 });
+
+test(
+  "Images.add() copies what is QEMU's user's alone",
+  { skip: lacking(IS_ROOT ? null : "it needs root") },
+  async (t) => {
+    const images = new Images(join(temporaryFolder(t), "images"), { uid: 65_534, gid: 65_534 });
+    for (const [mode, uid, gid] of [[0o400, 65_534, 0], [0o440, 0, 65_534]]) {
+      const folder = folderWith(t, 'kernel = "k"', { k: KERNEL });
+      chmodSync(join(folder, "k"), mode);
+      chownSync(join(folder, "k"), uid, gid);
+      const copy = await images.add(`image-${mode}`, folder);
+      const { mode: kept, uid: user, gid: group } = statSync(copy.kernel);
+      assert.deepEqual([kept & 0o777, user, group], [mode, uid, gid]);
+    }
+  },
+);
 
 test("Images.add() copies what can be used, under a name that is free, and remove() takes it away", async (t) => {
   const folder = join(temporaryFolder(t), "images");
