@@ -189,6 +189,7 @@ export interface CommitContext {
 export interface Hooks {
   /** Every plugin is set up; the API is not listening yet. A throw ends the start-up. */
   "host:ready": Guard<{ signal: AbortSignal }>;
+  /** A create starts its instance too, and asks nobody else. */
   "before:create": Guard<GuardContext>;
   "before:update": Guard<GuardContext>;
   "before:start": Guard<GuardContext>;

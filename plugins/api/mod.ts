@@ -63,7 +63,9 @@ export default definePlugin<ApiOptions>({
       });
       setApp(app);
       const server = await listen(app.fetch, address).catch((error) => {
-        const message = `Cannot listen on "${options.listen}": ${messageOf(error)}`;
+        const elsewhere =
+          "plugins.api.listen in the config, or DORMOUSE_PLUGINS__API__LISTEN, may name another address";
+        const message = `Cannot listen on "${options.listen}": ${messageOf(error)} (${elsewhere})`;
         throw new DormouseError("plugin_failed", message, { cause: error });
       });
       url = server.url;

@@ -18,6 +18,7 @@ export class RouteTable {
     // A route that nobody thought about must not be open to everybody.
     if (!scope) throw wrong("it has no scope");
     if (!SCOPE.test(scope)) throw wrong(`its scope "${scope}" is not "public" or like "instance:read"`);
+    if (typeof route.responses !== "object" || route.responses === null) throw wrong("it has no responses");
     if (this.has(method, path)) throw wrong("it is there already");
     this.#routes.push(route);
   }

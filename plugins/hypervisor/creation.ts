@@ -66,7 +66,7 @@ export class Creation {
     const registry = this.#registry;
     const driver = featured(registry.driver(source.driver), "fork");
     const runs = source.state === "Running";
-    if (runs && !wanted.from_running) throw invalidState("fork", source);
+    if (runs && !wanted.from_running) throw invalidState("fork", source, '; "from_running": true copies it');
     if (runs) featured(driver, "standby");
     await ask(registry, "fork", source, origin, signal);
     const draft = this.#bodies.forked(source, { name: wanted.name, now: registry.now() });

@@ -252,11 +252,11 @@ export function existing({ records }: Registry, id: string): Instance {
   return instance;
 }
 
-export function invalidState(request: string, instance: Instance): DormouseError {
+export function invalidState(request: string, instance: Instance, hint = ""): DormouseError {
   const { name, state } = instance;
   const why = isDoomed(instance) ? "it is being removed" : instance.state_error;
   const reason = why === null ? "" : ` (${why})`;
-  return new DormouseError("invalid_state", `Cannot ${request} instance "${name}": state is ${state}${reason}`);
+  return new DormouseError("invalid_state", `Cannot ${request} instance "${name}": state is ${state}${reason}${hint}`);
 }
 
 export function failure(request: string, { name }: Instance, error: unknown): DormouseError {

@@ -16,7 +16,8 @@ export async function importPlugin(folder: string, name: string, use: string | u
   const specifier = use ?? pluginFile(folder, name);
   if (specifier === undefined) {
     const names = readdirSync(folder).filter((entry) => entry !== "shared").map((entry) => entry.replace(/\.ts$/, ""));
-    throw new DormouseError("plugin_unknown", `No plugin "${name}" in ${folder}${didYouMean(name, names)}`);
+    const hint = didYouMean(name, names) || `; one of your own needs use = "./${name}.ts"`;
+    throw new DormouseError("plugin_unknown", `No plugin "${name}" in ${folder}${hint}`);
   }
   let module: { default?: unknown };
   try {

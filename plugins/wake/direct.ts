@@ -52,6 +52,7 @@ export class Direct implements Disposable {
   #following: Disposable | undefined;
   #resyncing = false;
   #again = false;
+  #disposed = false;
 
   constructor(options: DirectOptions) {
     this.#options = options;
@@ -98,11 +99,12 @@ export class Direct implements Disposable {
     if (this.#resyncing) return;
     this.#resyncing = true;
     const { conntrack, log, closing } = this.#options;
-    while (this.#again && !closing.aborted) {
+    while (this.#again && !closing.aborted && !this.#disposed) {
       this.#again = false;
       try {
         this.#wakeThoseOf(await conntrack.dump());
       } catch (error) {
+        if (this.#disposed) break; // with the table itself
         log.warn("Cannot read the table of connections: {reason}", { reason: messageOf(error), error });
         if (conntrack.error !== null) continue; // it tells when it is connected again
         this.#again = true;
@@ -113,6 +115,7 @@ export class Direct implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#disposed = true;
     this.#following?.[Symbol.dispose]();
     for (const timer of this.#retries.values()) clearTimeout(timer);
     for (const id of [...this.#watches.keys()]) this.#unwatch(id);

@@ -41,6 +41,7 @@ test("route() refuses a route that could not be served as it is meant", () => {
   const cases: [Partial<ApiRoute>, RegExp][] = [
     [{ scope: undefined }, /no scope/],
     [{ scope: "" }, /no scope/],
+    [{ responses: undefined }, /no responses/],
     [{ scope: "*" }, /scope "\*"/],
     [{ scope: "instance" }, /scope "instance"/],
     [{ scope: "instance:own" }, /scope "instance:own"/],

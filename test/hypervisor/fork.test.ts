@@ -96,6 +96,10 @@ test("fork() brings the copy to each state from each", async (t) => {
 test("fork() does not put its source to sleep for a name that is taken, and refuses what it cannot do before", async (t) => {
   const { hypervisor, driver } = await registryHost(t);
   const { id } = await hypervisor.create(BODY, ORIGIN);
+  await assert.rejects(hypervisor.fork(id, { name: "copy" }, ORIGIN), {
+    code: "invalid_state",
+    message: 'Cannot fork instance "web": state is Running; "from_running": true copies it',
+  });
   await assert.rejects(hypervisor.fork(id, { ...RUNNING, name: "web" }, ORIGIN), { code: "name_conflict" });
   driver.features.delete("standby");
   await assert.rejects(hypervisor.fork(id, RUNNING, ORIGIN), { code: "not_supported" });
