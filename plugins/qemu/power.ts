@@ -11,6 +11,7 @@ import { argumentsOf, type DriverName, type GuestNetwork, sizeOf } from "./machi
 import { bootDeadline, isAtOnce, type Readiness, readinessOf, refresh, rewind, settleIn, untilReady } from "./ready.ts";
 import type { Snapshot } from "./records.ts";
 import { Unrestorable } from "./snapshot.ts";
+import { ConnectionLost } from "./socket.ts";
 import { shutdown } from "./tasks.ts";
 import type { Link, Vm } from "./vm.ts";
 import { wire as attach } from "./wire.ts";
@@ -111,13 +112,17 @@ export class Power {
     const vm = this.#fleet.vm(instance.id);
     this.#fleet.watch(instance.id, async (gone) => {
       try {
-        let pause = RETRY_MS;
-        while (!await this.#rewound(vm, instance, { gone, told: resolve, first: pause === RETRY_MS })) {
+        let fresh = false;
+        for (let pause = RETRY_MS;; pause = Math.min(pause * 2, LONGEST_RETRY_MS)) {
+          const clock = await this.#rewound(vm, instance, { gone, told: resolve, first: pause === RETRY_MS });
           resolve();
+          if (!fresh && clock !== "unheard" && vm.link) {
+            fresh = true; // what it cannot do now it cannot do later
+            await refresh(vm.link.agent, gone).catch((error) => gone.aborted || this.#warn(instance, error));
+          }
+          if (clock === "right" || !vm.link) return;
           await delay(pause, { signal: gone });
-          pause = Math.min(pause * 2, LONGEST_RETRY_MS);
         }
-        if (vm.link) await refresh(vm.link.agent, gone);
       } catch (error) {
         if (!gone.aborted) this.#warn(instance, error);
       } finally {
@@ -127,21 +132,22 @@ export class Power {
     return promise;
   }
 
-  /** Whether it has taken up what time it is, or is gone. */
+  /** Tells it what time it is. `unsure`: it hears, and its clock is not right, or so slowly that nobody knows. */
   async #rewound(
     { records, link }: Vm,
     instance: Instance,
     { gone, told, first }: { gone: AbortSignal; told: () => void; first: boolean },
-  ): Promise<boolean> {
+  ): Promise<"right" | "unsure" | "unheard"> {
     try {
-      if (!link) return true;
-      await rewind(link.agent, gone, told);
+      if (!link) return "unheard";
+      if (!await rewind(link.agent, gone, told)) return "unsure";
       records.unmark("stale");
-      return true;
+      return "right";
     } catch (error) {
       gone.throwIfAborted();
       if (first) this.#warn(instance, error);
-      return false;
+      const silent = error instanceof ConnectionLost || (error instanceof Error && error.name === "TimeoutError");
+      return silent ? "unheard" : "unsure";
     }
   }
 

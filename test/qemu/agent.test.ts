@@ -207,7 +207,7 @@ test("rewind() is not content with a guest that answers too slowly to be sure of
     if (execute === "guest-get-time") await delay(300);
     say(socket, { return: execute === "guest-get-time" ? Date.now() * 1e6 : {} });
   });
-  await assert.rejects(rewind(agent, AbortSignal.timeout(180_000), () => {}));
+  assert.equal(await rewind(agent, AbortSignal.timeout(180_000), () => {}), false);
 });
 
 test("execute() takes no answer that makes no sense, whatever it would cost to make some of it", async (t) => {
