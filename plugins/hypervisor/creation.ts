@@ -18,8 +18,8 @@ import {
 import { commitReading } from "./reading.ts";
 import { nameConflict } from "./records.ts";
 
-/** Milliseconds between two looks at whether a copy runs that is to be put to sleep. */
-const READY_MS = 100;
+/** Milliseconds between two looks at whether a copy runs that is to be put to sleep, and for it to be so. */
+const [READY_MS, READY_WITHIN] = [100, 300_000];
 
 /** Makes new instances, from bodies and from other instances. What fails half-way leaves nothing behind. */
 export class Creation {
@@ -144,12 +144,14 @@ export class Creation {
   }
 
   /** Resolves once it runs. That it does is told to its lane, which is held here: so it is looked at until then. */
-  async #ready(started: Instance, origin: Origin, signal: AbortSignal): Promise<void> {
-    const { readings, records } = this.#registry;
-    for (let { state } = started; state !== "Running"; await delay(READY_MS, { signal })) {
+  async #ready(started: Instance, origin: Origin, given: AbortSignal): Promise<void> {
+    const { readings, records, closing } = this.#registry;
+    const signal = AbortSignal.any([given, closing, AbortSignal.timeout(READY_WITHIN)]);
+    for (let state: State = started.state; state !== "Running";) {
       ({ state } = await readings.read(started));
       if (state === "Running") records.update(started.id, { state }, { action: "state", origin });
-      else if (state !== "Initializing") throw new Error(`it is ${state} after its start`);
+      else if (state !== "Initializing" && state !== "Unknown") throw new Error(`it is ${state} after its start`);
+      else await delay(READY_MS, { signal });
     }
   }
 

@@ -17,6 +17,8 @@ export interface Registry {
   readonly hooks: PluginHooks;
   readonly network: Network | undefined;
   driver(name: string): Driver;
+  /** Aborts when the host closes. */
+  readonly closing: AbortSignal;
   now(): number;
 }
 

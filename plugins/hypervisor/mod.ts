@@ -67,6 +67,7 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
     hooks,
     network: host.find("network"),
     driver: (name) => driverNamed(drivers, name),
+    closing: host.signal,
     now: Date.now,
   };
   const { records, lanes } = registry;

@@ -28,8 +28,8 @@ const ARGUMENTS = [
   ...["-machine", "microvm,accel=kvm", "-cpu", "host"],
   ...["-kernel", "/proc/self/fd/3", "-append", "panic=-1 reboot=t quiet"],
 ];
-/** The kernel is opened by who may reach it; a QEMU that breaks off is not to leave its memory in a file. */
-const OPEN = 'ulimit -c 0 && exec 3<"$1" && shift && exec "$@"';
+/** The kernel is opened by who may reach it; a QEMU that breaks off is not to leave its memory in a file, nor to know our environment. */
+const OPEN = 'ulimit -c 0 && exec 3<"$1" && shift && exec env -i PATH="$PATH" LC_ALL=C "$@"';
 
 /** An answer, and what it holds for. */
 const Kept = v.object({

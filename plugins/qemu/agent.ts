@@ -11,6 +11,8 @@ import { ConnectionLost, dial, Lines, parseObject, remoteError, within } from ".
 
 export interface CallOptions {
   signal?: AbortSignal;
+  /** Aborts the wait for calls before it, and nothing once it is asked. */
+  queued?: AbortSignal;
   /** Milliseconds for all of it, waiting for calls before it included; 5 s when absent. */
   timeout?: number;
   /** Bytes that the answer may have; 1 MiB when absent. */
@@ -67,11 +69,12 @@ export class Agent implements AsyncDisposable {
     args: Readonly<Record<string, unknown>> = {},
     options: CallOptions = {},
   ): Promise<unknown> {
-    const { signal, timeout = 5_000, max = MAX_LINE } = options;
+    const { signal, queued, timeout = 5_000, max = MAX_LINE } = options;
     const end = performance.now() + timeout;
     const what = `Guest agent command "${command}"`;
-    return await this.#inTurn(end, what, signal, async () => {
-      const link = await this.#synchronised(end, what, signal);
+    return await this.#inTurn(end, what, signal ?? queued, async () => {
+      const link = await this.#synchronised(end, what, signal ?? queued);
+      queued?.throwIfAborted();
       const answer = link.ask(JSON.stringify({ execute: command, arguments: args }), max);
       const message = await this.#orDrop(link, within(answer, end - performance.now(), what, signal));
       if ("return" in message) return message.return;

@@ -100,7 +100,7 @@ export interface ExpandOptions {
 /**
  * Writes the memory out again, with holes where it is zero. The compressed copy is still what the snapshot is made of.
  *
- * @throws where it is broken; the signal's reason
+ * @throws {Unrestorable} where it is broken for good; {Error} where it may work another time; the signal's reason
  */
 export async function expand(records: Records, { bytes, owner, signal }: ExpandOptions): Promise<void> {
   const whole = unfinished(`${records.ram}.raw`);

@@ -111,7 +111,7 @@ export async function orFailed<T>(work: Promise<T>, what: string, signal?: Abort
 }
 
 async function start(agent: Agent, request: GuestExecRequest): Promise<number> {
-  const { command, working_dir = "/", env, input, timeout_ms } = request;
+  const { command, working_dir = "/", env, input, timeout_ms, signal } = request;
   const wrapped = ["/bin/sh", "-c", WRAPPER, "dormouse-exec", working_dir, ...command];
   const [path, ...arg] = request.plain ? command : wrapped;
   const variables = Object.entries({ PATH, ...env }).map(([name, value]) => `${name}=${value}`);
@@ -121,7 +121,7 @@ async function start(agent: Agent, request: GuestExecRequest): Promise<number> {
     "capture-output": true,
     ...(env && { env: variables }),
     ...(input !== undefined && { "input-data": Buffer.from(input).toString("base64") }),
-  }, { timeout: timeout_ms }).catch((error) => {
+  }, { timeout: Math.min(timeout_ms, ANSWER_MS), ...(signal && { queued: signal }) }).catch((error) => {
     if (!(error instanceof AgentError) || !/Argument list too long/.test(error.message)) throw error;
     const message = `Wrong value of "command": with "env" it is longer than what the guest's kernel takes`;
     throw new DormouseError("invalid_request", message, { cause: error });

@@ -42,25 +42,29 @@ export class Copier {
       }
       if (state === "Standby") await this.#expanded(vm, source);
       await this.#fleet.turn(target.id, async ({ records }) => {
+        if (state === "Standby") await this.#checkNetwork(target, from, source);
         records.make(owner);
         const [disk, copy] = [from, records].map((each) => each.path("overlay.qcow2"));
         if (existsSync(disk)) await copyOverlay(disk, copy);
         records.make(owner);
-        if (state === "Standby") await this.#inherit(records, target, from, source);
+        if (state === "Standby") await this.#inherit(records, target, from);
       });
     }).finally(() => putAway(this.#fleet, source));
     putAway(this.#fleet, target);
   }
 
-  /** It wakes as the very machine that fell asleep, whatever its image or the network says by now. */
-  async #inherit(records: Records, target: Instance, from: Records, source: Instance): Promise<void> {
+  async #checkNetwork(target: Instance, from: Records, { name }: Instance): Promise<void> {
+    const [had, has] = [from.launch()!.device !== null, await this.#power.wire(target) !== null];
+    if (had === has) return;
+    const words = (network: boolean) => network ? "with a network" : "without one";
+    const message = `Cannot fork instance "${name}" in its sleep: it fell asleep ${words(had)}`;
+    throw new DormouseError("invalid_state", `${message}, and its copy would wake ${words(has)}`);
+  }
+
+  /** It wakes as the very machine that fell asleep, whatever its image says by now. */
+  async #inherit(records: Records, target: Instance, from: Records): Promise<void> {
     const network = await this.#power.wire(target);
-    const { args, accel, image, device, memory: { bytes } } = from.launch()!;
-    if ((network === null) !== (device === null)) {
-      const [had, has] = device === null ? ["without", "with"] : ["with", "without"];
-      const message = `Cannot fork instance "${source.name}" in its sleep: it fell asleep ${had} a network`;
-      throw new DormouseError("invalid_state", `${message}, and its copy would wake ${has} one`);
-    }
+    const { args, accel, image, memory: { bytes } } = from.launch()!;
     await records.inherit(from, {
       args: copiedArguments(args, target, network),
       accel,

@@ -6,6 +6,7 @@ import {
   fstatSync,
   openSync,
   readFileSync,
+  readlinkSync,
   readSync,
   realpathSync,
   type Stats,
@@ -121,24 +122,38 @@ function description(folder: string, reader: Owner | null): unknown {
   }
 }
 
-/** Has `work` look at a file of the folder. A link may lead out of it, to what the reader could look at without us. */
+/** Has `work` look at a file of the folder. @throws what is wrong with it */
 function look<T>(folder: string, path: string, reader: Owner | null, work: (file: number) => T): T {
+  const file = openImageFile(folder, path, reader);
+  try {
+    return work(file);
+  } catch (error) {
+    throw new Error(`${join(folder, path)} ${messageOf(error)}`, { cause: error });
+  } finally {
+    closeSync(file);
+  }
+}
+
+/**
+ * Opens a file of the folder. A link may lead out of it, to what the reader could look at without us. Who may change the
+ * folder may do so meanwhile: what counts is what was opened.
+ */
+export function openImageFile(folder: string, path: string, reader: Owner | null): number {
   const named = join(folder, path);
   let file: number | undefined;
   try {
-    const real = realpathSync(named);
+    // Of a pipe, nobody waits for the other end.
+    file = openSync(named, constants.O_RDONLY | constants.O_NONBLOCK);
+    const real = readlinkSync(`/proc/self/fd/${file}`);
     if (reader && !real.startsWith(realpathSync(folder) + sep) && !mayReach(reader, real)) {
       throw new Error(`is a link to what user ${reader.uid}, as whom QEMU runs, cannot reach`);
     }
-    // Of a pipe, nobody waits for the other end.
-    file = openSync(named, constants.O_RDONLY | constants.O_NONBLOCK);
     if (!fstatSync(file).isFile()) throw new Error("is no file");
-    return work(file);
+    return file;
   } catch (error) {
+    if (file !== undefined) closeSync(file);
     const missing = (error as NodeJS.ErrnoException).code === "ENOENT";
     throw new Error(`${named} ${missing ? "is missing" : messageOf(error)}`, { cause: error });
-  } finally {
-    if (file !== undefined) closeSync(file);
   }
 }
 
@@ -146,7 +161,7 @@ function look<T>(folder: string, path: string, reader: Owner | null, work: (file
 function verify(file: number, { what, magics, refuse }: Kind, reader: Owner | null): void {
   const stat = fstatSync(file);
   if (stat.size === 0) throw new Error("is empty");
-  if (reader && !may(reader, READ, stat)) throw new Error(`cannot be read by user ${reader.uid}, as whom QEMU runs`);
+  if (reader && !mayRead(reader, stat)) throw new Error(`cannot be read by user ${reader.uid}, as whom QEMU runs`);
   const head = Buffer.alloc(HEAD);
   readSync(file, head, 0, HEAD, 0);
   const begins = ([offset, magic]: readonly [number, string]) =>
@@ -154,6 +169,10 @@ function verify(file: number, { what, magics, refuse }: Kind, reader: Owner | nu
   if (!magics.some(begins)) throw new Error(`is not ${what}`);
   const reason = refuse?.(head);
   if (reason !== undefined) throw new Error(reason);
+}
+
+export function mayRead(owner: Owner, stat: Stats): boolean {
+  return may(owner, READ, stat);
 }
 
 function mayReach(owner: Owner, path: string): boolean {
@@ -164,7 +183,7 @@ function mayReach(owner: Owner, path: string): boolean {
 }
 
 function may({ uid, gid }: Owner, right: number, { mode, uid: user, gid: group }: Stats): boolean {
-  return (mode >> (user === uid ? 6 : group === gid ? 3 : 0) & right) !== 0;
+  return uid === 0 || (mode >> (user === uid ? 6 : group === gid ? 3 : 0) & right) !== 0;
 }
 
 /**

@@ -1,11 +1,11 @@
-import { constants, existsSync, readdirSync, realpathSync } from "node:fs";
-import { chown, copyFile, mkdir, mkdtemp, rename, rm, stat } from "node:fs/promises";
+import { closeSync, constants, existsSync, fstatSync, readdirSync, realpathSync } from "node:fs";
+import { chmod, chown, copyFile, mkdir, mkdtemp, rename, rm } from "node:fs/promises";
 import { dirname, isAbsolute, join, relative, resolve } from "node:path";
 import process from "node:process";
 import { DormouseError } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { didYouMean } from "../shared/nearest.ts";
-import { FILE, type Image, readImage } from "./image.ts";
+import { FILE, type Image, mayRead, openImageFile, readImage } from "./image.ts";
 import type { Owner } from "./records.ts";
 
 const NAME = /^(?=.{1,100}$)[a-z0-9]([a-z0-9._-]*[a-z0-9])?$/;
@@ -95,11 +95,7 @@ export class Images {
       for (const file of files) {
         const to = join(copy, name, relative(from, file));
         await mkdir(dirname(to), { recursive: true });
-        // What a link leads to, for the copy is to do without that; by reflink where it can.
-        await copyFile(file, to, constants.COPYFILE_FICLONE);
-        // Whoever could read the one can read the other, and nobody else.
-        const { uid, gid } = await stat(file);
-        if (process.getuid?.() === 0) await chown(to, uid, gid);
+        await copyImageFile(from, relative(from, file), to, this.#reader);
       }
       readImage(name, join(copy, name), this.#reader);
       await rename(join(copy, name), folder).catch((error) => {
@@ -128,6 +124,22 @@ export class Images {
     for (const name of entries.filter((each) => UNFINISHED.test(each))) {
       await rm(join(this.#folder, name), { recursive: true, force: true });
     }
+  }
+}
+
+/** What a link leads to, for the copy is to do without that; for QEMU to read, and for nobody to write. */
+async function copyImageFile(folder: string, path: string, to: string, reader: Owner | null): Promise<void> {
+  const file = openImageFile(folder, path, reader);
+  try {
+    if (reader && path !== FILE && !mayRead(reader, fstatSync(file))) {
+      throw new Error(`${path} cannot be read any more`);
+    }
+    await copyFile(`/proc/self/fd/${file}`, to, constants.COPYFILE_FICLONE); // by reflink where it can
+    if (!reader) return;
+    await chown(to, process.getuid!(), reader.gid);
+    await chmod(to, 0o640);
+  } finally {
+    closeSync(file);
   }
 }
 

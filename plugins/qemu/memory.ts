@@ -58,15 +58,15 @@ export class Memory {
     return (statSync(this.ram, { throwIfNoEntry: false })?.nlink ?? 0) > 1;
   }
 
-  /** Gives it a memory that nobody else has a view of, before it changes. */
-  async separate(owner: Owner | null, signal: AbortSignal): Promise<void> {
+  /** Gives it a memory that nobody else has a view of, before it changes; `durable` as it is until then. */
+  async separate(owner: Owner | null, { durable, signal }: { durable: boolean; signal: AbortSignal }): Promise<void> {
     if (!this.isShared()) return;
     const copy = `${this.ram}.tmp`;
     await rm(copy, { force: true });
     await run("cp", ["--reflink=auto", "--sparse=always", this.ram, copy], { timeout: COPY_MS, signal });
     if (owner) chownSync(copy, owner.uid, owner.gid);
-    // What slept was on disk, and still is where it does not wake after all.
-    await syncData(copy);
+    // What was on disk still is where it does not wake after all.
+    if (durable) await syncData(copy);
     await rename(copy, this.ram);
     await syncFolder(dirname(this.ram));
   }

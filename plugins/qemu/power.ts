@@ -4,6 +4,7 @@ import { abortable, delay } from "../shared/async.ts";
 import { formatDuration } from "../shared/duration.ts";
 import { messageOf } from "../shared/errors.ts";
 import { bootId } from "../shared/proc.ts";
+import { AgentError } from "./agent.ts";
 import { expand } from "./compress.ts";
 import type { Fleet } from "./fleet.ts";
 import type { Image } from "./image.ts";
@@ -11,8 +12,7 @@ import { argumentsOf, type DriverName, type GuestNetwork, sizeOf } from "./machi
 import { bootDeadline, isAtOnce, type Readiness, readinessOf, refresh, rewind, settleIn, untilReady } from "./ready.ts";
 import type { Snapshot } from "./records.ts";
 import { Unrestorable } from "./snapshot.ts";
-import { ConnectionLost } from "./socket.ts";
-import { shutdown } from "./tasks.ts";
+import { shutdown, TaskError } from "./tasks.ts";
 import type { Link, Vm } from "./vm.ts";
 import { wire as attach } from "./wire.ts";
 
@@ -80,7 +80,7 @@ export class Power {
     await this.serve(instance, image);
     if (snapshot.compressed) await expand(records, { bytes: before.memory.bytes, owner, signal });
     else if (snapshot.full) records.blank(before.memory.bytes, owner);
-    else if (before.memory.shared) await records.separate(owner, signal);
+    else if (before.memory.shared) await records.separate(owner, { durable: snapshot.durable, signal });
     const memory = { ...before.memory, shared: snapshot.full || before.memory.shared };
     const { args, accel, device } = before;
     const foreign = records.isMarked("foreign");
@@ -116,11 +116,8 @@ export class Power {
         for (let pause = RETRY_MS;; pause = Math.min(pause * 2, LONGEST_RETRY_MS)) {
           const clock = await this.#rewound(vm, instance, { gone, told: resolve, first: pause === RETRY_MS });
           resolve();
-          if (!fresh && clock !== "unheard" && vm.link) {
-            fresh = true; // what it cannot do now it cannot do later
-            await refresh(vm.link.agent, gone).catch((error) => gone.aborted || this.#warn(instance, error));
-          }
-          if (clock === "right" || !vm.link) return;
+          if (!fresh && clock !== "unheard") fresh = await this.#refreshed(vm, instance, gone);
+          if ((clock === "right" && fresh) || !vm.link) return;
           await delay(pause, { signal: gone });
         }
       } catch (error) {
@@ -140,14 +137,28 @@ export class Power {
   ): Promise<"right" | "unsure" | "unheard"> {
     try {
       if (!link) return "unheard";
-      if (!await rewind(link.agent, gone, told)) return "unsure";
+      if (!await rewind(link.agent, gone, told)) {
+        if (first) this.#warn(instance, new Error("it answers too slowly to be sure of its clock"));
+        return "unsure";
+      }
       records.unmark("stale");
       return "right";
     } catch (error) {
       gone.throwIfAborted();
       if (first) this.#warn(instance, error);
-      const silent = error instanceof ConnectionLost || (error instanceof Error && error.name === "TimeoutError");
-      return silent ? "unheard" : "unsure";
+      return error instanceof AgentError ? "unsure" : "unheard";
+    }
+  }
+
+  /** Whether it has new random numbers, or has said that it cannot. */
+  async #refreshed({ link }: Vm, instance: Instance, gone: AbortSignal): Promise<boolean> {
+    try {
+      if (link) await refresh(link.agent, gone);
+      return true;
+    } catch (error) {
+      gone.throwIfAborted();
+      this.#warn(instance, error);
+      return error instanceof AgentError || error instanceof TaskError;
     }
   }
 
@@ -158,8 +169,9 @@ export class Power {
     this.#fleet.watchLogs(id);
     if (records.isMarked("ready")) {
       // A host that died on the way, a pause, or a sleep that was given up has left it with the time of before.
-      if (records.isMarked("stale") && !this.#fleet.isWatched(id) && this.#hasAgent(instance)) {
-        void this.#freshen(instance);
+      if (records.isMarked("stale") && !this.#fleet.isWatched(id)) {
+        if (this.#hasAgent(instance)) void this.#freshen(instance);
+        else records.unmark("stale"); // nobody could tell it
       }
       return "Running";
     }

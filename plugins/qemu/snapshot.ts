@@ -56,13 +56,15 @@ export async function saveState(
   const server = createServer();
   server.maxConnections = 1;
   const given = new AbortController();
+  let excess: Error | undefined;
+  const bound = atMost(most, (error) => excess = error);
   try {
     server.listen(`/proc/self/fd/${folder}/out.sock`);
     await once(server, "listening");
     if (owner) chownSync(path, owner.uid, owner.gid);
     const received = once(server, "connection", { signal: given.signal })
       .then(([socket]) =>
-        pipeline(socket as Socket, atMost(most), createWriteStream(file, { mode: 0o600 }), { signal: given.signal })
+        pipeline(socket as Socket, bound, createWriteStream(file, { mode: 0o600 }), { signal: given.signal })
       );
     received.catch(() => {}); // seen below, unless QEMU says before why it sends nothing
     await qmp.execute("migrate-set-parameters", { "max-bandwidth": MAX_BANDWIDTH }, { signal });
@@ -72,7 +74,7 @@ export async function saveState(
     await syncData(file);
   } catch (error) {
     dropState(records);
-    throw error;
+    throw excess ?? error;
   } finally {
     given.abort(new Error("it is over"));
     server.close();
@@ -86,13 +88,15 @@ export function dropState(records: Records): void {
   for (const name of ["state.tmp", "out.sock"]) rmSync(records.path(name), { force: true });
 }
 
-function atMost(bytes: number): Transform {
+function atMost(bytes: number, exceeded: (error: Error) => void): Transform {
   let left = bytes;
   return new Transform({
     transform(chunk, _encoding, done) {
       left -= chunk.length;
-      if (left < 0) done(new Error(`QEMU sends a state of more than ${bytes} bytes`));
-      else done(null, chunk);
+      if (left >= 0) return done(null, chunk);
+      const error = new Error(`QEMU sends a state of more than ${bytes} bytes`);
+      exceeded(error);
+      done(error);
     },
   });
 }

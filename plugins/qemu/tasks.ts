@@ -56,11 +56,11 @@ const [SHORTEST_MS, LONGEST_MS, EXPECTED_MS] = [5, 40, 10];
 
 /**
  * Sets the guest's clock to the host's, as often as it takes to see it right within so many milliseconds; resolves to
- * what was seen last, which on a busy host may leave that open. Setting takes effect before the agent answers, which may
+ * what was seen last, which may be worse or leave that open. Setting takes effect before the agent answers, which may
  * be a second later: it writes the time to the machine's own clock too, and where the guest has no program for that it
  * reports an error, which is none to us.
  *
- * @throws where the clock was seen to be wrong to the last; as {@linkcode Agent.call}
+ * @throws as {@linkcode Agent.call}
  */
 export async function setClock(
   agent: Agent,
@@ -71,7 +71,7 @@ export async function setClock(
   const found = performance.now() - begin;
   const timer = setTimeout(told, Math.min(Math.max(found / 4, SHORTEST_MS), LONGEST_MS));
   try {
-    let late = Math.min(found / 8, EXPECTED_MS);
+    let [late, fastest] = [Math.min(found / 8, EXPECTED_MS), Infinity];
     let seen: ClockOffset = { offset: -Infinity, uncertainty: late };
     for (let round = 0; round < rounds && Math.abs(seen.offset) + seen.uncertainty > within; round++) {
       // A question takes about as long to arrive as others took, of which the fastest was held up by nothing else.
@@ -80,10 +80,9 @@ export async function setClock(
         if (!(error instanceof Error && /hwclock/.test(error.message))) throw error;
       });
       seen = await clockOffset(agent, options);
-      late = Math.min(late, seen.uncertainty);
+      late = fastest = Math.min(fastest, seen.uncertainty);
     }
-    if (Math.abs(seen.offset) - seen.uncertainty <= within) return seen;
-    throw new Error(`The guest's clock is ${Math.round(seen.offset)} ms off after it was set ${rounds} times`);
+    return seen;
   } finally {
     clearTimeout(timer);
   }

@@ -244,7 +244,7 @@ export class Vm implements Disposable {
     if (link && link.launch.generation === launch.generation) {
       if (main) return link;
       // What it said last, before it is let go of: why it has ended.
-      await within(link.qmp.closed, ANSWER_MS, "The end of the connection to QEMU");
+      await within(link.qmp.closed, ANSWER_MS, "The end of the connection").catch(() => {}); // it says no more, then
     }
     this.#drop(this.#link);
     return main && await this.#connect(launch, main, { timeout: ANSWER_MS });

@@ -14,7 +14,7 @@ export function searchPath(): string {
 
 /** The first of these programs that is not in PATH. */
 export function missingProgram(programs: readonly string[]): string | undefined {
-  const folders = (process.env.PATH ?? "").split(":").filter(Boolean);
+  const folders = searchPath().split(":").filter(Boolean);
   return programs.find((name) => !folders.some((folder) => isProgram(join(folder, name))));
 }
 

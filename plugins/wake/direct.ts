@@ -13,8 +13,8 @@ const ENDING = new Set(["FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"]);
 /** States of a connection that nobody has answered yet. */
 const ASKING = new Set(["SYN_SENT", "SYN_SENT2", "SYN_RECV"]);
 const RETRY_MS = 2_000;
-/** An event can be told this late: so soon after an instance fell asleep it may be about a connection from before. */
-const LATE_MS = 1_000;
+/** An event can be told this late, and on a busy machine after a sleep: then it may be about a connection from before. */
+const [LATE_MS, LATE_ASLEEP_MS] = [100, 1_000];
 /** Milliseconds between two looks at a connection that is about to end. */
 const ENDING_MS = 10;
 /** Looks at the table before a connection that was ending at each of them counts: its other side is what sleeps. */
@@ -144,7 +144,8 @@ export class Direct implements Disposable {
     if (kind === "new" && watched) watched.begun = Date.now();
     const instance = this.#options.hypervisor.find(id);
     if (!instance || !this.#wakes(instance, flow, kind === "new")) return;
-    if (Date.now() - instance.phases.since < LATE_MS) void this.#confirm(instance);
+    const late = instance.state === "Standby" ? LATE_ASLEEP_MS : LATE_MS;
+    if (Date.now() - instance.phases.since < late) void this.#confirm(instance);
     else this.#wake(id);
   }
 

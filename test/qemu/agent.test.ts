@@ -173,18 +173,17 @@ test("setClock() corrects until it sees the clock right", async (t) => {
   assert.equal(sets, 2);
 });
 
-test("setClock() rejects when it sees to the last that the clock is wrong", async (t) => {
-  let sets = 0;
-  const { agent } = await answering(t, (socket, { execute }) => {
-    if (execute === "guest-get-time") return say(socket, { return: Math.round((Date.now() - 300_000) * 1e6) });
-    sets++;
-    say(socket, { return: {} });
+test("setClock() makes up for a guest that always takes its time", async (t) => {
+  let offset = -300_000;
+  const { agent } = await answering(t, async (socket, { execute, arguments: { time } }) => {
+    await delay(60);
+    if (execute === "guest-get-time") say(socket, { return: Math.round((Date.now() + offset) * 1e6) });
+    else offset = Number(time) / 1e6 - Date.now();
+    await delay(60);
+    if (execute !== "guest-get-time") return say(socket, { return: {} });
   });
-  await assert.rejects(
-    setClock(agent),
-    /^Error: The guest's clock is -(?:300|299)\d{3} ms off after it was set 4 times$/,
-  );
-  assert.equal(sets, 4);
+  const { offset: left } = await setClock(agent, { within: 0 });
+  assert.ok(Math.abs(left) < 50, `${left}`);
 });
 
 // R10: a guest with a real hwclock answers up to a second after its clock is right.
@@ -202,12 +201,15 @@ test("setClock() tells that it has set the clock before a slow agent answers", a
 });
 
 // R10: nobody knows what such a clock says.
-test("rewind() is not content with a guest that answers too slowly to be sure of its clock", async (t) => {
-  const { agent } = await answering(t, async (socket, { execute }) => {
+test("rewind() is not content with a clock that it is not sure of, or sees to be wrong", async (t) => {
+  const { agent: slow } = await answering(t, async (socket, { execute }) => {
     if (execute === "guest-get-time") await delay(300);
     say(socket, { return: execute === "guest-get-time" ? Date.now() * 1e6 : {} });
   });
-  assert.equal(await rewind(agent, AbortSignal.timeout(180_000), () => {}), false);
+  const { agent: wrong } = await answering(t, (socket, { execute }) => {
+    say(socket, { return: execute === "guest-get-time" ? (Date.now() - 300_000) * 1e6 : {} });
+  });
+  for (const agent of [slow, wrong]) assert.equal(await rewind(agent, AbortSignal.timeout(180_000), () => {}), false);
 });
 
 test("execute() takes no answer that makes no sense, whatever it would cost to make some of it", async (t) => {

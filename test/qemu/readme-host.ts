@@ -121,6 +121,11 @@ async function restoredTogether(): Promise<void> {
 
 // F1, F2, F4: copies that are made at the same time have nothing in common that tells one machine from another.
 async function forkedTogether(): Promise<void> {
+  // Whose end the source still has to take note of would wake it again.
+  const connected = async () =>
+    (await api.call<{ active_inbound_connections: number }>("GET", "/guest/auto-standby/status"))
+      .active_inbound_connections;
+  await until("nobody is connected any more", async () => await connected() === 0);
   const source = await asleep();
   const names = ["one", "two", "three"];
   const forks = await Promise.all(
