@@ -56,20 +56,22 @@ export class Images {
     if (!existsSync(folder)) {
       throw new DormouseError("image_not_found", `No image "${reference}"${this.#hint(reference)}`);
     }
-    try {
-      return readImage(reference, folder, this.#reader);
-    } catch (error) {
-      if (error instanceof DormouseError) throw error;
-      throw new DormouseError("invalid_image", `Cannot use image "${reference}": ${messageOf(error)}`, {
-        cause: error,
-      });
-    }
+    return this.#check(reference, folder);
   }
 
   /** As {@linkcode Images.read}, by name alone. */
   readNamed(name: string): Image {
     if (isAbsolute(name)) throw new DormouseError("image_not_found", `No image "${name}": expected a name`);
     return this.read(name);
+  }
+
+  #check(reference: string, folder: string): Image {
+    try {
+      return readImage(reference, folder, this.#reader);
+    } catch (error) {
+      const message = `Cannot use image "${reference}": ${messageOf(error)}`;
+      throw new DormouseError("invalid_image", message, { cause: error });
+    }
   }
 
   #hint(reference: string): string {
@@ -97,7 +99,7 @@ export class Images {
         await mkdir(dirname(to), { recursive: true });
         await copyImageFile(from, relative(from, file), to, this.#reader);
       }
-      readImage(name, join(copy, name), this.#reader);
+      this.#check(name, join(copy, name));
       await rename(join(copy, name), folder).catch((error) => {
         if (!["EEXIST", "ENOTEMPTY"].includes(error.code)) throw error;
         throw new DormouseError("name_conflict", `Cannot add image "${name}": it is there already`, { cause: error });
