@@ -30,6 +30,8 @@ export const OPTIONS: FleetOptions = {
 };
 /** Root has QEMU run as nobody. */
 const OWNER = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : null;
+/** Milliseconds in which a machine that counts ten times a second counts once. */
+const STILL_MS = 20_000;
 const COUNTING = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
 
 /** What the drivers of a host on this data_dir share. */
@@ -71,6 +73,8 @@ export class QemuFixture implements DriverFixture {
   readonly #waiting = new Map<string, (() => void)[]>();
   readonly #closed: Promise<void>[] = [];
   readonly #seen = new Set<ProcessId>();
+  /** What was last counted, and since when nothing else. */
+  readonly #counted = new Map<string, { count: number; at: number }>();
 
   /** `image` is the folder of the image `demo`. */
   constructor(t: TestContext, name: DriverName, image: string, options: Partial<FleetOptions> = {}) {
@@ -142,7 +146,23 @@ export class QemuFixture implements DriverFixture {
     const { log } = this.records(instance);
     if (!existsSync(log)) return 0;
     // The kernel and init speak on the console too.
-    return Number(readFileSync(log, "latin1").match(/^\d+(?=\r?\n)/gm)?.at(-1) ?? 0);
+    const count = Number(readFileSync(log, "latin1").match(/^\d+(?=\r?\n)/gm)?.at(-1) ?? 0);
+    await this.#speakToStill(instance, count);
+    return count;
+  }
+
+  /**
+   * Seen once in thousands of boots: an emulated machine that answers and whose timers do not ring. QEMU's or the guest's
+   * it may be, and no driver's; an interrupt of another kind may wake it. Told, so that more becomes known of it.
+   */
+  async #speakToStill({ id, name }: Instance, count: number): Promise<void> {
+    const [now, before] = [performance.now(), this.#counted.get(id)];
+    if (before?.count === count && now - before.at < STILL_MS) return;
+    this.#counted.set(id, { count, at: now });
+    const agent = this.fleet?.vm(id).link?.agent;
+    if (before?.count !== count || !agent) return;
+    const said = await agent.ping({ timeout: 5_000 }).then(() => "its agent answers", String);
+    console.log(`seen: ${name} counts no further than ${count} in ${STILL_MS} ms; ${said}`);
   }
 
   changed({ id }: Instance): Promise<void> {
