@@ -104,5 +104,5 @@ export async function settleIn(
   await reseed(agent, { signal });
   await identify(agent, { hostname, ...place }, { signal });
   // Sooner rather than later, for it is on no network before.
-  await setClock(agent, { signal, rounds: 8 });
+  await setClock(agent, { signal, within: EXACT_MS, rounds: 8 });
 }
