@@ -4,7 +4,7 @@ import { putAway } from "./asleep.ts";
 import { keepExpanded } from "./compress.ts";
 import { copyOverlay } from "./disk.ts";
 import type { Fleet } from "./fleet.ts";
-import { copiedArguments } from "./machine.ts";
+import { copiedArguments, type GuestNetwork } from "./machine.ts";
 import type { Power } from "./power.ts";
 import type { Records } from "./records.ts";
 import type { Vm } from "./vm.ts";
@@ -42,28 +42,33 @@ export class Copier {
       }
       if (state === "Standby") await this.#expanded(vm, source);
       await this.#fleet.turn(target.id, async ({ records }) => {
-        if (state === "Standby") await this.#checkNetwork(target, from, source);
+        const network = state === "Standby" ? await this.#networkOf(target, from, source) : null;
         records.make(owner);
         const [disk, copy] = [from, records].map((each) => each.path("overlay.qcow2"));
         if (existsSync(disk)) await copyOverlay(disk, copy);
         records.make(owner);
-        if (state === "Standby") await this.#inherit(records, target, from);
+        if (state === "Standby") await this.#inherit(records, target, { from, network });
       });
     }).finally(() => putAway(this.#fleet, source));
     putAway(this.#fleet, target);
   }
 
-  async #checkNetwork(target: Instance, from: Records, { name }: Instance): Promise<void> {
-    const [had, has] = [from.launch()!.device !== null, await this.#power.wire(target) !== null];
-    if (had === has) return;
+  /** The cable of a copy of what sleeps. @throws {DormouseError} `invalid_state` where only one of both has one */
+  async #networkOf(target: Instance, from: Records, { name }: Instance): Promise<GuestNetwork | null> {
+    const network = await this.#power.wire(target);
+    const [had, has] = [from.launch()!.device !== null, network !== null];
+    if (had === has) return network;
     const words = (network: boolean) => network ? "with a network" : "without one";
     const message = `Cannot fork instance "${name}" in its sleep: it fell asleep ${words(had)}`;
     throw new DormouseError("invalid_state", `${message}, and its copy would wake ${words(has)}`);
   }
 
   /** It wakes as the very machine that fell asleep, whatever its image says by now. */
-  async #inherit(records: Records, target: Instance, from: Records): Promise<void> {
-    const network = await this.#power.wire(target);
+  async #inherit(
+    records: Records,
+    target: Instance,
+    { from, network }: { from: Records; network: GuestNetwork | null },
+  ): Promise<void> {
     const { args, accel, image, memory: { bytes } } = from.launch()!;
     await records.inherit(from, {
       args: copiedArguments(args, target, network),
