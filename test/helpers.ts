@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import process from "node:process";
@@ -117,5 +117,15 @@ export async function until(what: string, condition: () => boolean | Promise<boo
   while (!await condition()) {
     if (Date.now() > end) throw new Error(`Not within ${ms} ms: ${what}`);
     await delay(10);
+  }
+}
+
+/** A process's arguments, joined by NUL: empty where it has ended, which it may do between any look at it and the next. */
+export function argumentsOf(pid: number | string): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
+  } catch (error) {
+    if (["ENOENT", "ESRCH"].includes((error as NodeJS.ErrnoException).code ?? "")) return "";
+    throw error;
   }
 }

@@ -7,7 +7,7 @@ import { DatabaseSync } from "node:sqlite";
 import { test, type TestContext } from "node:test";
 import { execa } from "execa";
 import { stringify } from "smol-toml";
-import { cleanup, lacking, ROOT, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
+import { argumentsOf, cleanup, lacking, ROOT, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
 
 const OPERATIONS = 500;
 const CLIENTS = 6;
@@ -244,14 +244,9 @@ function processes(): string[] {
 /** The same by pid. */
 function sleepers(): Map<number, string> {
   const found = readdirSync("/proc").filter((entry) => /^\d+$/.test(entry)).flatMap((pid) => {
-    try {
-      const [command, argument] = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
-      const ours = command.endsWith("sleep") && argument.startsWith("7700") && argument.length === 9;
-      return ours ? [[Number(pid), argument] as const] : [];
-    } catch (error) {
-      if (["ENOENT", "ESRCH"].includes((error as NodeJS.ErrnoException).code ?? "")) return [];
-      throw error;
-    }
+    const [command, argument = ""] = argumentsOf(pid).split("\0");
+    const ours = command.endsWith("sleep") && argument.startsWith("7700") && argument.length === 9;
+    return ours ? [[Number(pid), argument] as const] : [];
   });
   return new Map(found);
 }
@@ -282,7 +277,7 @@ function cgroups(): string[] {
       if (!entry.isDirectory()) continue;
       const path = join(folder, entry.name);
       const pids = there(() => readFileSync(join(path, "cgroup.procs"), "utf8").trim(), "");
-      const ours = pids.split("\n").some((pid) => pid !== "" && readCmdline(pid).includes("sleep\x007700"));
+      const ours = pids.split("\n").some((pid) => pid !== "" && argumentsOf(pid).includes("sleep\x007700"));
       if (ours) found.push(path);
       walk(path);
     }
@@ -291,13 +286,4 @@ function cgroups(): string[] {
     ?.split(" ")[4];
   if (mount) walk(mount);
   return found;
-}
-
-function readCmdline(pid: string): string {
-  try {
-    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
-  } catch (error) {
-    if (["ENOENT", "ESRCH"].includes((error as NodeJS.ErrnoException).code ?? "")) return "";
-    throw error;
-  }
 }

@@ -7,7 +7,7 @@ import { execa } from "execa";
 import type { Instance } from "../../main.ts";
 import { delay } from "../../plugins/shared/async.ts";
 import { type ProcessId, processStat } from "../../plugins/shared/proc.ts";
-import { lacking, ROOT, RUNTIME, until } from "../helpers.ts";
+import { argumentsOf, lacking, ROOT, RUNTIME, until } from "../helpers.ts";
 import { CGROUP_PARENT, NEEDS_ROOT, processesOf, ProcessFixture } from "./fixture.ts";
 
 const ROUNDS = 12;
@@ -175,7 +175,8 @@ async function killedHost(dataDir: string, cgroup_parent: string, instance: Inst
 function programs(instance: Instance): ProcessId[] {
   return processesOf(instance).filter(({ pid }) => {
     const leads = processStat(pid)?.session === pid;
-    return leads && !readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("\0dormouse-shim\0");
+    const words = argumentsOf(pid);
+    return leads && words !== "" && !words.includes("\0dormouse-shim\0");
   });
 }
 

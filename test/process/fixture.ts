@@ -9,7 +9,7 @@ import type { Instance, Network } from "../../main.ts";
 import { BLANK } from "../../plugins/hypervisor/records.ts";
 import { ProcessDriver, type ProcessOptions } from "../../plugins/process/driver.ts";
 import { isAlive, processes, type ProcessId } from "../../plugins/shared/proc.ts";
-import { cleanup, temporaryFolder } from "../helpers.ts";
+import { argumentsOf, cleanup, temporaryFolder } from "../helpers.ts";
 import type { DriverFixture } from "../contract/driver.ts";
 
 export const PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
@@ -135,8 +135,7 @@ export class ProcessFixture implements DriverFixture {
 export function processesOf({ id }: Instance): ProcessId[] {
   return processes().filter(({ pid }) => {
     try {
-      return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(id) ||
-        readlinkSync(`/proc/${pid}/fd/1`).includes(`/${id}/`);
+      return argumentsOf(pid).includes(id) || readlinkSync(`/proc/${pid}/fd/1`).includes(`/${id}/`);
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
       if (["ENOENT", "ESRCH", "EACCES"].includes(code ?? "")) return false;

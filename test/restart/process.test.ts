@@ -5,7 +5,7 @@ import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { delay } from "../../plugins/shared/async.ts";
 import { isAlive, processStat } from "../../plugins/shared/proc.ts";
-import { cleanup, until } from "../helpers.ts";
+import { argumentsOf, cleanup, until } from "../helpers.ts";
 import { Host } from "../host.ts";
 import { freePort } from "../wake/world.ts";
 
@@ -63,8 +63,7 @@ class Machine extends Host {
   #clear(): void {
     for (const name of readdirSync(this.folder).filter((name) => name.endsWith(".pid"))) {
       const pid = readFileSync(join(this.folder, name), "utf8").trim();
-      const path = `/proc/${pid}/cmdline`;
-      if (existsSync(path) && readFileSync(path, "utf8").includes(this.folder)) process.kill(Number(pid), "SIGKILL");
+      if (argumentsOf(pid).includes(this.folder)) process.kill(Number(pid), "SIGKILL");
     }
   }
 
