@@ -25,7 +25,7 @@ import { Creation } from "./creation.ts";
 import { Reaper } from "./expiry.ts";
 import { Fields } from "./fields.ts";
 import { Lanes } from "./lanes.ts";
-import { ask, existing, featured, type Registry, remove, step, told } from "./lifecycle.ts";
+import { ask, existing, featured, type Registry, remove, step, told, validate } from "./lifecycle.ts";
 import { overridden } from "./override.ts";
 import { Presenter } from "./present.ts";
 import { Readings } from "./reading.ts";
@@ -126,7 +126,12 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
         const changed = bodies.update(instance, body, { now });
         if (changesNothing(instance, changed)) return instance;
         return await told(registry, "update", instance, origin, async () => {
-          await ask(registry, "update", instance, origin, signal, { ...instance, ...changed });
+          const wanted = { ...instance, ...changed };
+          // What its driver could not run is refused now, and not by a start some day.
+          if (!changesNothing(instance, { env: wanted.env })) {
+            await validate(registry.driver(instance.driver), wanted, "update");
+          }
+          await ask(registry, "update", instance, origin, signal, wanted);
           const detail = { fields: Object.keys(body as object) };
           const updated = records.update(id, changed, { action: "update", origin, detail });
           if (changed.expires_at !== undefined) reaper.sweep();

@@ -1,7 +1,7 @@
 /** What the registry makes of drivers, guards and disks that fail, hang or lie. */
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
-import { definePlugin, type Plugin } from "../../main.ts";
+import { definePlugin, DormouseError, type Plugin } from "../../main.ts";
 import { capturedLogs, temporaryFolder } from "../helpers.ts";
 import { gate, ORIGIN, registryHost, ScriptedDriver } from "./scripted.ts";
 
@@ -79,6 +79,21 @@ test("a driver that breaks while it validates fails the action like any other", 
     message: 'Cannot start instance "web": no clay',
   });
   assert.equal(hypervisor.find(id)?.state, "Stopped");
+});
+
+test("update() refuses an env with which the driver could not run it, and asks it of nothing else", async (t) => {
+  const { hypervisor, driver } = await registryHost(t);
+  const { id } = await hypervisor.create(BODY, ORIGIN);
+  driver.script.validate = ({ env }) => {
+    if (env.CLAY === "none") throw new DormouseError("invalid_request", "No clay");
+  };
+  driver.calls.length = 0;
+  await assert.rejects(hypervisor.update(id, { env: { CLAY: "none" } }, ORIGIN), { code: "invalid_request" });
+  assert.deepEqual(hypervisor.find(id)?.env, {});
+  await hypervisor.update(id, { env: { CLAY: "red" } }, ORIGIN);
+  assert.deepEqual(hypervisor.find(id)?.env, { CLAY: "red" });
+  await hypervisor.update(id, { tags: { a: "b" } }, ORIGIN);
+  assert.deepEqual(driver.calls, ["validate", "validate"]);
 });
 
 test("a standby that its driver finishes after all is one, and the restore behind it wakes it", async (t) => {
