@@ -67,14 +67,16 @@ const typeOf = (schema = {}) => {
   if (schema.type === "array") return typeOf(schema.items) + "[]";
   return schema.type || "any";
 };
-const fields = (schema = {}) => {
-  const rows = Object.entries(schema.properties || {}).map(([key, value]) => make("tr", {},
-    make("td", {}, make("code", { text: key })),
+const alternatives = (schema) => [schema, ...(schema.anyOf || schema.oneOf || [])];
+const rows = (schema, path) => alternatives(schema).flatMap((each) => each.type === "array" && each.items
+  ? rows(each.items, path.slice(0, -1) + "[].")
+  : Object.entries(each.properties || {}).flatMap(([key, value]) => [make("tr", {},
+    make("td", {}, make("code", { text: path + key })),
     make("td", { text: typeOf(value) }),
-    make("td", { text: (schema.required || []).includes(key) ? "required" : "" }),
-    make("td", { text: value.description || "", name: "note" })));
-  return make("table", {}, ...rows);
-};
+    make("td", { text: (each.required || []).includes(key) ? "required" : "" }),
+    make("td", { text: (alternatives(value).find((one) => one.description) || {}).description || "", name: "note" })),
+    ...rows(value, path + key + ".")]));
+const fields = (schema = {}) => make("table", {}, ...rows(schema, ""));
 const body = (content = {}) => Object.entries(content).map(([type, { schema }]) =>
   make("p", {}, make("span", { text: type + ": " }), make("code", { text: typeOf(schema) })));
 const operation = (method, path, op) => {

@@ -8,6 +8,8 @@ import { ErrorBody } from "./errors.ts";
 
 type Documented = v.GenericSchema | (() => v.GenericSchema);
 
+const INSTANCE = "Of an instance: its id, its name, or the beginning of its id";
+
 /** What a route says of itself, as middleware, which is how the generator finds it. */
 export function described(route: ApiRoute): MiddlewareHandler {
   const { summary, scope, responses, bodyOptional } = route;
@@ -47,16 +49,21 @@ export async function openApiOf(app: App, version: string): Promise<Record<strin
       components: { securitySchemes: { bearer: { type: "http", scheme: "bearer" } } },
     },
   });
-  for (const item of Object.values(document.paths)) {
+  for (const [path, item] of Object.entries(document.paths)) {
     for (const operation of Object.values(item) as { parameters?: QueryParameter[] }[]) {
-      for (const parameter of operation.parameters ?? []) readable(parameter);
+      for (const parameter of operation.parameters ?? []) {
+        readable(parameter);
+        if (path.startsWith("/instances/{id}") && parameter.name === "id") parameter.description = INSTANCE;
+      }
     }
   }
   return document as unknown as Record<string, unknown>;
 }
 
 interface QueryParameter {
+  name?: string;
   in?: string;
+  description?: string;
   schema?: { type?: string; enum?: unknown[]; pattern?: string };
   style?: string;
   explode?: boolean;

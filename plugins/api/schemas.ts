@@ -1,7 +1,7 @@
 import * as v from "valibot";
 import { STATES } from "../../main.ts";
 import { parseDuration } from "../shared/duration.ts";
-import { text } from "../shared/schemas.ts";
+import { described, text } from "../shared/schemas.ts";
 
 /** Milliseconds. */
 export const WAIT_AT_MOST = 300_000;
@@ -18,7 +18,10 @@ const Flag = v.picklist(["true", "false"]);
 const Count = v.pipe(v.string(), v.regex(/^\d+$/, "expected a whole number"));
 
 export const StartBody = v.pipe(
-  v.object({ entrypoint: v.optional(Words), cmd: v.optional(Words) }),
+  v.object({
+    entrypoint: v.optional(described("In the place of the instance's own, and kept", Words)),
+    cmd: v.optional(described("In the place of the instance's own, and kept", Words)),
+  }),
   v.metadata({ ref: "StartInstanceRequest" }),
 );
 
@@ -26,9 +29,15 @@ export const StandbyBody = v.pipe(
   v.object({
     compression: v.optional(v.pipe(
       v.strictObject({
-        enabled: v.boolean(),
-        algorithm: v.optional(v.picklist(["zstd", "lz4"])),
-        level: v.optional(v.pipe(v.number(), v.integer())),
+        enabled: described("Whether its memory is compressed", v.boolean()),
+        algorithm: v.optional(described("zstd when absent", v.picklist(["zstd", "lz4"]))),
+        level: v.optional(
+          v.pipe(
+            v.number(),
+            v.integer(),
+            v.description("1 to 19 for zstd, by default 1; 0 to 9 for lz4, by default 0"),
+          ),
+        ),
       }),
       v.description("For this standby, in the place of that of the snapshot_policy"),
     )),
@@ -42,7 +51,7 @@ export const StandbyBody = v.pipe(
 );
 
 export const WaitQuery = v.object({
-  state: v.picklist(STATES.filter((state) => state !== "Unknown")),
+  state: described("What is waited for", v.picklist(STATES.filter((state) => state !== "Unknown"))),
   timeout: v.optional(v.pipe(Duration, v.description("60s when absent, 5m at most"))),
 });
 export const WaitAnswer = v.pipe(
@@ -58,8 +67,13 @@ export const LogsQuery = v.object({
       v.description("100 when absent"),
     ),
   ),
-  follow: v.optional(Flag),
-  source: v.optional(v.picklist(["app", "vmm", "hypeman"])),
+  follow: v.optional(described("Whether lines go on to be sent as they are written", Flag)),
+  source: v.optional(
+    described(
+      "The program's own output, that of what runs it, or the host's; app when absent",
+      v.picklist(["app", "vmm", "hypeman"]),
+    ),
+  ),
 });
 
 export const LogLine = v.pipe(v.string(), v.description('Events "data: <JSON string>", one a line of the log'));
@@ -81,8 +95,13 @@ export const StatsAnswer = v.pipe(
 );
 
 export const StatQuery = v.object({
-  path: v.pipe(Text, v.minLength(1, "expected a path"), v.maxLength(4096, "expected 4096 characters at most")),
-  follow_links: v.optional(Flag),
+  path: v.pipe(
+    Text,
+    v.minLength(1, "expected a path"),
+    v.maxLength(4096, "expected 4096 characters at most"),
+    v.description("In the instance"),
+  ),
+  follow_links: v.optional(described("Whether what a symbolic link leads to is looked at", Flag)),
 });
 export const StatAnswer = v.pipe(
   v.object({
@@ -99,9 +118,12 @@ export const StatAnswer = v.pipe(
 
 export const ExecBody = v.pipe(
   v.object({
-    command: v.pipe(Words, v.minLength(1, "expected a command")),
-    working_dir: v.optional(Text),
-    env: v.optional(v.record(v.pipe(v.string(), v.regex(/^[^=\0]+$/, "expected a name without = or NUL")), Text)),
+    command: v.pipe(Words, v.minLength(1, "expected a command"), v.description("The program and its arguments")),
+    working_dir: v.optional(described("Where it begins; the instance's own when absent", Text)),
+    env: v.optional(described(
+      "Besides the instance's own, and before it",
+      v.record(v.pipe(v.string(), v.regex(/^[^=\0]+$/, "expected a name without = or NUL")), Text),
+    )),
     timeout: v.optional(
       v.pipe(
         Duration,

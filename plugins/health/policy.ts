@@ -1,7 +1,7 @@
 import * as v from "valibot";
 import { DormouseError, type Instance } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
-import { text } from "../shared/schemas.ts";
+import { described, text } from "../shared/schemas.ts";
 
 const Port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65_535));
 const Duration = v.pipe(
@@ -29,24 +29,49 @@ export const HealthCheck = v.strictObject({
   ),
   failure_threshold: v.optional(v.pipe(Threshold, v.description("Failures in a row; 0 is the default")), 3),
   success_threshold: v.optional(v.pipe(Threshold, v.description("Successes in a row; 0 is the default")), 1),
-  http: v.optional(v.strictObject({
-    port: Port,
-    path: v.optional(
-      v.pipe(v.string(), v.regex(/^\/[!"$-~]*$/, "expected a path of printable ASCII that begins with /")),
-      "/",
-    ),
-    scheme: v.optional(v.picklist(["http", "https"]), "http"),
-    expected_status: v.optional(v.pipe(v.number(), v.integer(), v.minValue(100), v.maxValue(599)), 200),
-    expected_body: v.optional(
-      v.pipe(v.string(), v.minLength(1), v.maxLength(1024), v.description("Has to be in the first 64 KiB of the body")),
-    ),
-    tls_verify: v.optional(v.pipe(v.boolean(), v.description("Whether an https certificate has to be valid")), true),
-  })),
-  tcp: v.optional(v.strictObject({ port: Port })),
-  exec: v.optional(v.strictObject({
-    command: v.pipe(v.array(text()), v.minLength(1), v.check(([file]) => file !== "", "expected a program")),
-    working_dir: v.optional(text()),
-  })),
+  http: v.optional(described(
+    "A GET",
+    v.strictObject({
+      port: described("Of the instance", Port),
+      path: v.optional(
+        v.pipe(
+          v.string(),
+          v.regex(/^\/[!"$-~]*$/, "expected a path of printable ASCII that begins with /"),
+          v.description("With its query, if it has one"),
+        ),
+        "/",
+      ),
+      scheme: v.optional(described("How it is asked", v.picklist(["http", "https"])), "http"),
+      expected_status: v.optional(
+        v.pipe(v.number(), v.integer(), v.minValue(100), v.maxValue(599), v.description("Of the answer")),
+        200,
+      ),
+      expected_body: v.optional(
+        v.pipe(
+          v.string(),
+          v.minLength(1),
+          v.maxLength(1024),
+          v.description("Has to be in the first 64 KiB of the body"),
+        ),
+      ),
+      tls_verify: v.optional(v.pipe(v.boolean(), v.description("Whether an https certificate has to be valid")), true),
+    }),
+  )),
+  tcp: v.optional(
+    described("A connection, which is all that it takes", v.strictObject({ port: described("Of the instance", Port) })),
+  ),
+  exec: v.optional(described(
+    "A command in the instance, which has to end with 0",
+    v.strictObject({
+      command: v.pipe(
+        v.array(text()),
+        v.minLength(1),
+        v.check(([file]) => file !== "", "expected a program"),
+        v.description("The program and its arguments"),
+      ),
+      working_dir: v.optional(described("Where it begins; the instance's own when absent", text())),
+    }),
+  )),
 });
 export type HealthCheck = v.InferOutput<typeof HealthCheck>;
 type Kind = "http" | "tcp" | "exec";

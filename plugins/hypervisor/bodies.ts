@@ -4,7 +4,7 @@ import type { ErrorCode, Instance } from "../../main.ts";
 import { DormouseError } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
 import { didYouMean } from "../shared/nearest.ts";
-import { text } from "../shared/schemas.ts";
+import { described, text } from "../shared/schemas.ts";
 import { parseSize } from "../shared/size.ts";
 import type { Fields } from "./fields.ts";
 import { BLANK } from "./records.ts";
@@ -13,36 +13,61 @@ const Name = v.pipe(
   v.string(),
   v.regex(/^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/, "use a-z, 0-9 and inner hyphens"),
   v.maxLength(63, "at most 63 characters"),
+  v.description("Of its own among all instances"),
 );
 const Size = v.pipe(v.string(), v.check((text) => parseSize(text) !== undefined, 'expected a size such as "512MB"'));
-const Environment = v.record(
-  v.pipe(v.string(), v.regex(/^[^=\0]+$/, "expected a name without = or NUL")),
-  text(),
+const Environment = v.pipe(
+  v.record(v.pipe(v.string(), v.regex(/^[^=\0]+$/, "expected a name without = or NUL")), text()),
+  v.description("Variables of its environment, from its next start on"),
 );
-const Tags = v.record(v.pipe(v.string(), v.minLength(1), v.maxLength(128)), v.pipe(v.string(), v.maxLength(256)));
-const Ttl = v.pipe(v.string(), v.check((text) => (parseDuration(text) ?? -1) >= 0, 'expected a duration such as "1h"'));
-const ExpiresAt = v.pipe(v.string(), v.isoTimestamp("expected a time such as 2030-01-31T12:00:00Z"));
+const Tags = v.pipe(
+  v.record(v.pipe(v.string(), v.minLength(1), v.maxLength(128)), v.pipe(v.string(), v.maxLength(256))),
+  v.description("By which a list can be asked for it"),
+);
+const Ttl = v.pipe(
+  v.string(),
+  v.check((text) => (parseDuration(text) ?? -1) >= 0, 'expected a duration such as "1h"'),
+  v.description('From now until it is deleted; "0s" for never'),
+);
+const ExpiresAt = v.pipe(
+  v.string(),
+  v.isoTimestamp("expected a time such as 2030-01-31T12:00:00Z"),
+  v.description("When it is deleted"),
+);
+const Words = v.array(text());
+const Kept = "For clients of the contract: kept, and of no effect";
 
 const CREATE = {
   name: Name,
-  image: v.pipe(text(), v.minLength(1)),
-  hypervisor: v.optional(v.string()),
-  entrypoint: v.optional(v.array(text())),
-  cmd: v.optional(v.array(text())),
+  image: described("What it is made of, as its driver names it", v.pipe(text(), v.minLength(1))),
+  hypervisor: v.optional(described("Its driver; the config's default_driver when absent", v.string())),
+  entrypoint: v.optional(described("The program, and the first of its arguments", Words)),
+  cmd: v.optional(described("What follows the entrypoint, or the program itself", Words)),
   env: v.optional(Environment),
-  working_dir: v.optional(text()),
-  run_as: v.optional(v.pipe(text(), v.minLength(1))),
+  working_dir: v.optional(described("Where the program begins", text())),
+  run_as: v.optional(described('"user" or "user:group", by name or number', v.pipe(text(), v.minLength(1)))),
   tags: v.optional(Tags),
-  vcpus: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(1024))),
-  size: v.optional(Size),
-  network: v.optional(v.strictObject({ enabled: v.optional(v.boolean()) })),
+  vcpus: v.optional(
+    v.pipe(
+      v.number(),
+      v.integer(),
+      v.minValue(1),
+      v.maxValue(1024),
+      v.description("Processors that it may use; as many as its driver gives it when absent"),
+    ),
+  ),
+  size: v.optional(described('Its memory, such as "512MB"; as much as its driver gives it when absent', Size)),
+  network: v.optional(described(
+    "Whether it has an address of its own",
+    v.strictObject({ enabled: v.optional(described("True when absent", v.boolean())) }),
+  )),
   ttl: v.optional(Ttl),
   expires_at: v.optional(ExpiresAt),
-  hotplug_size: v.optional(Size),
-  overlay_size: v.optional(Size),
-  platform: v.optional(v.string()),
-  skip_guest_agent: v.optional(v.boolean()),
-  skip_kernel_headers: v.optional(v.boolean()),
+  hotplug_size: v.optional(described(Kept, Size)),
+  overlay_size: v.optional(described("Of a machine's disk, where that is to be larger than its image's", Size)),
+  platform: v.optional(described(Kept, v.string())),
+  skip_guest_agent: v.optional(described(Kept, v.boolean())),
+  skip_kernel_headers: v.optional(described(Kept, v.boolean())),
 };
 const UPDATE = {
   env: v.optional(Environment),
@@ -52,8 +77,10 @@ const UPDATE = {
 };
 const FORK = {
   name: Name,
-  from_running: v.optional(v.boolean()),
-  target_state: v.optional(v.picklist(["Stopped", "Standby", "Running"])),
+  from_running: v.optional(described("Whether a source that runs is put to standby for it, and woken", v.boolean())),
+  target_state: v.optional(
+    described("What the copy is to be; as its source when absent", v.picklist(["Stopped", "Standby", "Running"])),
+  ),
 };
 const HINTS = ["hotplug_size", "overlay_size", "platform", "skip_guest_agent", "skip_kernel_headers"] as const;
 

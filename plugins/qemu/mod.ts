@@ -16,7 +16,7 @@ import { definePlugin, type Instance } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { resolveIdentity } from "../shared/identity.ts";
 import { missingProgram } from "../shared/programs.ts";
-import { duration, size } from "../shared/schemas.ts";
+import { described, duration, size } from "../shared/schemas.ts";
 import { Accelerator } from "./accel.ts";
 import { putAway } from "./asleep.ts";
 import { lacksCompression } from "./compress.ts";
@@ -119,14 +119,20 @@ export default definePlugin({
     const registrations = DRIVERS.map((name) => hypervisor.register(new QemuDriver(name, fleet)));
     defer(async () => void await Promise.all(registrations.map((each) => each[Symbol.asyncDispose]())));
     // What becomes of an instance that cannot be restored: it stays asleep, or loses its memory and starts anew.
-    const fallback = hypervisor.extend({ field: "restore_fallback", schema: v.picklist(["none", "start"]) });
+    const fallback = hypervisor.extend({
+      field: "restore_fallback",
+      schema: described(
+        'When it cannot wake: "none" lets it sleep on, "start" boots it anew, without its memory',
+        v.picklist(["none", "start"]),
+      ),
+    });
     defer(() => fallback[Symbol.dispose]());
     const [zstd, lz4] = await Promise.all([lacksCompression("zstd"), lacksCompression("lz4")]);
     const means: Means = { zstd, lz4 };
     const compression = hypervisor.extend({
       field: "snapshot_policy",
       code: "invalid_snapshot_policy",
-      schema: SnapshotPolicy,
+      schema: described("What becomes of its memory while it sleeps", SnapshotPolicy),
       normalise: (policy, instance) => normalise(policy, instance, means),
     });
     defer(() => compression[Symbol.dispose]());

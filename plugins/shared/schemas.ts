@@ -10,6 +10,11 @@ export function text() {
   );
 }
 
+/** A schema that says in the OpenAPI document what it is for. */
+export function described<S extends v.GenericSchema>(text: string, schema: S) {
+  return v.pipe(schema, v.description(text));
+}
+
 /** A Go duration such as `30s`, as milliseconds; at least `min`, 0 when absent. */
 export function duration({ min = 0 } = {}) {
   return v.pipe(

@@ -4,21 +4,43 @@ import { Validator } from "@seriousme/openapi-schema-validator";
 import * as v from "valibot";
 import { definePlugin, type Plugin } from "../../main.ts";
 import apiPlugin from "../../plugins/api/mod.ts";
+import conntrackPlugin from "../../plugins/conntrack/mod.ts";
+import standbyPlugin from "../../plugins/conntrack-standby/mod.ts";
+import healthPlugin from "../../plugins/health/mod.ts";
 import hypervisorPlugin from "../../plugins/hypervisor/mod.ts";
+import journalPlugin from "../../plugins/journal/mod.ts";
+import lazyPlugin from "../../plugins/lazy/mod.ts";
+import qemuPlugin from "../../plugins/qemu/mod.ts";
+import restartPlugin from "../../plugins/restart/mod.ts";
 import storePlugin from "../../plugins/store.ts";
+import wakePlugin from "../../plugins/wake/mod.ts";
 import { startWith } from "../helpers.ts";
 import { apiHost } from "./support.ts";
 
 interface Operation {
-  parameters?: { name: string; in: string; schema: Record<string, unknown>; style?: string; required?: boolean }[];
+  parameters?: {
+    name: string;
+    in: string;
+    description?: string;
+    schema: Record<string, unknown>;
+    style?: string;
+    required?: boolean;
+  }[];
   requestBody?: { required?: boolean; content: Record<string, { schema: { $ref?: string } }> };
   responses: Record<string, { content?: Record<string, { schema: { $ref?: string } }> }>;
   security?: unknown[];
 }
+interface Described {
+  description?: string;
+  $ref?: string;
+  properties?: Record<string, Described>;
+  anyOf?: Described[];
+  items?: Described;
+}
 interface Document {
   openapi: string;
   paths: Record<string, Record<string, Operation>>;
-  components: { schemas: Record<string, { properties?: Record<string, unknown>; required?: string[] }> };
+  components: { schemas: Record<string, Described & { required?: string[] }> };
 }
 
 test("/openapi.json is valid OpenAPI 3.1 and has every route", async (t) => {
@@ -112,6 +134,36 @@ test("/openapi.json has the fields and routes that plugins add", async (t) => {
   assert.ok("nap_status" in components.schemas.Instance.properties!);
   assert.ok(paths["/naps/{id}"].get);
   assert.deepEqual(await (await fetch(`${url}/naps/x`)).json(), { left: 1 });
+});
+
+test("/openapi.json says of every field and parameter of a request what it is for", async (t) => {
+  const features = [qemuPlugin, conntrackPlugin, standbyPlugin, wakePlugin, healthPlugin, restartPlugin, lazyPlugin];
+  const plugins = [storePlugin, hypervisorPlugin, apiPlugin, journalPlugin, ...features] as Plugin[];
+  const host = await startWith(t, plugins, { tables: { api: { listen: "127.0.0.1:0", access_log: false } } });
+  const { paths, components } = await (await fetch(`${host.use("api").url}/openapi.json`)).json() as Document;
+  const silent = ({ $ref, ...own }: Described, path: string): string[] => {
+    const schema: Described = $ref ? components.schemas[$ref.split("/").at(-1)!] : own;
+    const either = [schema, ...schema.anyOf ?? []];
+    const inside = either.flatMap(({ properties = {}, items }) => [
+      ...Object.entries(properties).flatMap(([key, value]) => silent(value, `${path}.${key}`)),
+      ...items ? silent(items, `${path}[]`).filter((each) => each !== `${path}[]`) : [],
+    ]);
+    return either.some(({ description }) => description) ? inside : [path, ...inside];
+  };
+  const found = Object.entries(paths).flatMap(([path, item]) =>
+    Object.entries(item).flatMap(([method, { parameters = [], requestBody }]) => {
+      const route = `${method} ${path}`;
+      const { schema } = requestBody?.content["application/json"] ?? {};
+      const query = parameters.filter(({ in: where }) => where === "query");
+      return [
+        ...query.filter((each) => !each.description).map(({ name }) => `${route}?${name}`),
+        ...schema ? silent(schema, route).filter((each) => each !== route) : [],
+      ];
+    })
+  );
+  assert.deepEqual(found, []);
+  const { post } = paths["/instances/{id}/start"];
+  assert.match(post.parameters!.find(({ name }) => name === "id")!.description!, /its name/);
 });
 
 test("/docs is one page that asks nobody else for anything", async (t) => {

@@ -1,5 +1,6 @@
 import * as v from "valibot";
 import { type Api, type ApiCall, type Hypervisor, type Instance, STATES } from "../../../main.ts";
+import { described } from "../../shared/schemas.ts";
 import type { Idempotency } from "../idempotency.ts";
 import { jsonList, JsonText } from "../routes.ts";
 import { StartBody } from "../schemas.ts";
@@ -38,8 +39,10 @@ export function instanceRoutes(api: Api, hypervisor: Hypervisor, idempotency: Id
     scope: "instance:read",
     summary: "List instances, all or those of a state and with all of the given tags",
     query: v.object({
-      state: v.optional(v.picklist(STATES)),
-      tags: v.optional(v.record(v.string(), v.string())),
+      state: v.optional(described("Only those in it", v.picklist(STATES))),
+      tags: v.optional(
+        described("Only those that have all of them: tags[key]=value", v.record(v.string(), v.string())),
+      ),
     }),
     responses: { 200: { description: "The instances", schema: () => v.array(schemas().instance) } },
     handle({ query }) {
@@ -76,7 +79,9 @@ export function instanceRoutes(api: Api, hypervisor: Hypervisor, idempotency: Id
     path: "/instances/:id",
     scope: "instance:delete",
     summary: "Delete an instance, whatever its state; with graceful_shutdown it is stopped first",
-    query: v.object({ graceful_shutdown: v.optional(v.picklist(["true", "false"])) }),
+    query: v.object({
+      graceful_shutdown: v.optional(described("Whether it is stopped first", v.picklist(["true", "false"]))),
+    }),
     responses: { 204: { description: "Deleted" } },
     async handle(call) {
       const { id, state } = named(call);
