@@ -15,7 +15,7 @@ import type * as contracts from "./plugins/shared/contracts.ts";
 import type { MaybePromise } from "./plugins/shared/contracts.ts";
 import type * as features from "./plugins/shared/features.ts";
 import { Channel } from "./plugins/shared/delivery.ts";
-import { DormouseError, messageOf, Veto } from "./plugins/shared/errors.ts";
+import { DormouseError, messageOf, reportOf, Veto } from "./plugins/shared/errors.ts";
 import { configureLogging } from "./plugins/shared/logging.ts";
 import { importPlugin, inOrder, neededFor } from "./plugins/shared/modules.ts";
 import { nextSignal } from "./plugins/shared/signals.ts";
@@ -692,7 +692,7 @@ async function main(argv: string[]): Promise<number> {
 // Not a top-level await: plugins import this module, which would then never finish loading.
 if (import.meta.main) {
   main(process.argv.slice(2)).then((code) => process.exit(code), (error) => {
-    console.error(error instanceof DormouseError ? `dormouse: ${error.code}\n${error.message}` : error);
+    console.error(reportOf(error));
     process.exit(1);
   });
 }

@@ -135,3 +135,15 @@ export class Veto extends Error {
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
+
+/** Errors of JavaScript itself: a mistake in the code that threw them, as a rule. */
+const MISTAKES = [TypeError, ReferenceError, RangeError, SyntaxError];
+
+/** What ended the program, for a person: the code and the message, and where a mistake in the code was made. */
+export function reportOf(error: unknown): unknown {
+  if (!(error instanceof DormouseError)) return error;
+  const { code, message, cause } = error;
+  const stack = cause instanceof Error && MISTAKES.some((kind) => cause instanceof kind) ? cause.stack ?? "" : "";
+  const place = stack.split("\n").find((line) => /^\s+at .*\/.*:\d+:\d+\)?$/.test(line));
+  return [`dormouse: ${code}`, message, ...place === undefined ? [] : [place]].join("\n");
+}

@@ -101,6 +101,15 @@ describe("main() checks and tells", () => {
     const message = 'dormouse: subnet_overlap\nCannot set up plugin "failing": Subnet is taken';
     assert.deepEqual([exitCode, stdout, stderr], [1, "closed", message]);
   });
+
+  it("a mistake in a plugin's own code is told with its place", async (t) => {
+    const failing = `export default { setup() {\n  nothing.at.all();\n} }`;
+    const { exitCode, stderr } = await runMain(t, ["--config", project(t, { failing })]);
+    const [code, message, place, ...more] = stderr.split("\n");
+    assert.deepEqual([exitCode, code, more], [1, "dormouse: plugin_failed", []]);
+    assert.equal(message, 'Cannot set up plugin "failing": nothing is not defined');
+    assert.match(place, /^ {4}at .*\/failing\.[a-z]+:2:3\)?$/);
+  });
 });
 
 describe("main() runs", () => {
