@@ -1,4 +1,7 @@
+import { createSocket } from "node:dgram";
+import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import process from "node:process";
@@ -127,5 +130,26 @@ export function argumentsOf(pid: number | string): string {
   } catch (error) {
     if (["ENOENT", "ESRCH"].includes((error as NodeJS.ErrnoException).code ?? "")) return "";
     throw error;
+  }
+}
+
+let next = Math.floor(Math.random() * 10_000);
+
+/**
+ * A port of loopback that nobody listens on, below those that the kernel gives to whoever asks for any. It is this
+ * process's until that ends, for whoever else asks here: the UDP port of that number tells.
+ */
+export async function freePort(): Promise<number> {
+  for (;;) {
+    const port = 20_000 + next++ % 10_000;
+    const claim = createSocket("udp4").bind({ port, address: "127.0.0.1", exclusive: true });
+    if (!await once(claim, "listening").then(() => true, () => false)) continue;
+    claim.unref();
+    const server = createServer().listen(port, "127.0.0.1");
+    const free = await once(server, "listening").then(() => true, () => false);
+    if (!free) continue;
+    server.close();
+    await once(server, "close");
+    return port;
   }
 }

@@ -1,21 +1,11 @@
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { execa } from "execa";
-import { lacking, ROOT, runMain, temporaryFolder, until } from "./helpers.ts";
+import { freePort, lacking, ROOT, runMain, temporaryFolder, until } from "./helpers.ts";
 import { block, current, README } from "./readme.ts";
-
-/** A port of loopback that nobody listens on. */
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 /** The real `main.ts` with the default config, on a port, data_dir and network of its own. */
 async function hostFor(t: TestContext, args: string[] = []) {

@@ -12,9 +12,9 @@ import processPlugin from "../../plugins/process/mod.ts";
 import { delay } from "../../plugins/shared/async.ts";
 import storePlugin from "../../plugins/store.ts";
 import wakePlugin from "../../plugins/wake/mod.ts";
-import { cleanup, RUNTIME, startWith, until } from "../helpers.ts";
+import { cleanup, freePort, RUNTIME, startWith, until } from "../helpers.ts";
 import { tablePlugin } from "../wake/table.ts";
-import { freePort, talk } from "../wake/world.ts";
+import { talk } from "../wake/world.ts";
 
 const EVENTS = 10_000;
 const INSTANCES = 16;

@@ -7,9 +7,9 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { delay } from "../../plugins/shared/async.ts";
 import { run } from "../../plugins/shared/run.ts";
-import { cleanup, RUNTIME, until } from "../helpers.ts";
+import { cleanup, freePort, RUNTIME, until } from "../helpers.ts";
 import { Host } from "../host.ts";
-import { freePort, open, rest, talk } from "../wake/world.ts";
+import { open, rest, talk } from "../wake/world.ts";
 
 const BRIDGE = "dmsleep0";
 const GUEST = 8080;

@@ -1,13 +1,12 @@
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { DatabaseSync } from "node:sqlite";
 import { test, type TestContext } from "node:test";
 import { execa } from "execa";
 import { stringify } from "smol-toml";
-import { argumentsOf, cleanup, lacking, ROOT, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
+import { argumentsOf, cleanup, freePort, lacking, ROOT, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
 
 const OPERATIONS = 500;
 const CLIENTS = 6;
@@ -71,10 +70,7 @@ class Storm {
 
   static async begin(t: TestContext): Promise<Storm> {
     const folder = temporaryFolder(t);
-    const server = createServer();
-    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-    const { port } = server.address() as { port: number };
-    await new Promise((resolve) => server.close(resolve));
+    const port = await freePort();
     const config = join(folder, "config.toml");
     const plugins = {
       store: {},

@@ -4,8 +4,9 @@ import type { Plugin } from "../../main.ts";
 import { healthPlugin } from "../../plugins/health/mod.ts";
 import { PROBE_PORTS } from "../../plugins/shared/probe-ports.ts";
 import { systemClock } from "../../plugins/shared/clock.ts";
+import { freePort } from "../helpers.ts";
 import { ORIGIN } from "../hypervisor/scripted.ts";
-import { freePort, talk, wakeWorld } from "../wake/world.ts";
+import { talk, wakeWorld } from "../wake/world.ts";
 
 // W1: a port that answers is not an application that does.
 test("a connection waits until the instance that it woke is healthy, where its policy says so", async (t) => {

@@ -69,9 +69,10 @@ test(
     note(id);
     const late = Date.now();
     waits.length = 0;
-    await passUntil(clock, () => stats().failed === 60);
-    assert.equal(to.requests.length, 62);
-    assert.equal(waits.length, 60);
+    // One more where the last pause was so short that it ended in the same step of the clock.
+    await passUntil(clock, () => stats().failed >= 60);
+    await until("nothing is under way", () => to.requests.length === stats().failed + 2);
+    assert.equal(waits.length, stats().failed);
     waits.forEach((wait, i) => assert.ok(wait >= 50 && wait <= Math.min(60_000, 1_000 * 2 ** i), `${i}: ${wait}`));
     assert.ok(Math.max(...waits) > 20_000, `${waits}`);
     assert.ok(clock.now() - began >= waits.slice(0, -1).reduce((a, b) => a + b));

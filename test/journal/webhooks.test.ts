@@ -1,7 +1,5 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { createServer } from "node:net";
-import type { AddressInfo } from "node:net";
 import process from "node:process";
 import { test } from "node:test";
 import { execa } from "execa";
@@ -9,7 +7,7 @@ import * as v from "valibot";
 import { retryAfter, signatureOf } from "../../plugins/journal/webhook-post.ts";
 import { Webhook } from "../../plugins/journal/webhooks.ts";
 import { settle } from "../clock.ts";
-import { capturedLogs, cleanup, ROOT, RUNTIME, until } from "../helpers.ts";
+import { capturedLogs, cleanup, freePort, ROOT, RUNTIME, until } from "../helpers.ts";
 import { passUntil, receiver, world } from "./webhook-world.ts";
 
 const SECRET = "a secret of the test";
@@ -80,13 +78,13 @@ test(
         .then(async (response) => (await response.body?.cancel(), response.status), () => 0);
     await until("the receiver listens", async () => await post("", "") === 401);
 
-    const { instance, note, clock, stats } = await world(t, [
+    const { instance, note, stats } = await world(t, [
       { url: `http://127.0.0.1:${port}/`, secret: SECRET },
       { url: to.url, secret: SECRET },
     ]);
     const { id } = await instance("web");
     note(id, "test:noted", { why: "größer 🦔" });
-    await passUntil(clock, () => stats().sent === 3);
+    await until("all is sent", () => stats().sent === 3);
     await until("it is printed", () => printed.split("\n").length === 4);
     assert.deepEqual(printed.trim().split("\n").map((line) => JSON.parse(line).instance), [id, id, id]);
 
@@ -268,11 +266,3 @@ test("the README shows the receiver that these tests run", () => {
   const [, code] = /^\/\/.*\n([^]*)$/.exec(readFileSync(RECEIVER, "utf8"))!;
   assert.ok(readme.includes(code.trim()), "the README has another receiver");
 });
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}

@@ -1,9 +1,8 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 import { openStream } from "../api/support.ts";
-import { until } from "../helpers.ts";
+import { freePort, until } from "../helpers.ts";
 import { Host } from "../host.ts";
-import { freePort } from "../wake/world.ts";
 import type { Lease, Metrics } from "./world.ts";
 
 interface Shown {

@@ -6,8 +6,8 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { execa } from "execa";
 import { stringify } from "smol-toml";
-import { cleanup, lacking, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
-import { freePort, open, talk } from "../wake/world.ts";
+import { cleanup, freePort, lacking, runMain, RUNTIME, temporaryFolder, until } from "../helpers.ts";
+import { open, talk } from "../wake/world.ts";
 import { promtool } from "./promtool.ts";
 import { of, seriesOf } from "./world.ts";
 
@@ -57,7 +57,7 @@ test("the metrics tell of what every plugin does on a real machine", async (t) =
   await until("the host answers", async () => {
     assert.equal(ended, "");
     return await fetch(`http://127.0.0.1:${apiPort}/health`).then(({ ok }) => ok, () => false);
-  }, 30_000);
+  }, 180_000);
   const text = async () => await (await fetch(`http://127.0.0.1:${port}/metrics`)).text();
   const scrape = async () => seriesOf(await text());
 

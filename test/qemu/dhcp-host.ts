@@ -8,9 +8,8 @@ import { test } from "node:test";
 import { parse, stringify } from "smol-toml";
 import { isAlive, type ProcessId, signalProcess } from "../../plugins/shared/proc.ts";
 import { run } from "../../plugins/shared/run.ts";
-import { until } from "../helpers.ts";
+import { freePort, until } from "../helpers.ts";
 import { Host } from "../host.ts";
-import { freePort } from "../wake/world.ts";
 import type { Report } from "./guest.ts";
 
 const [BRIDGE, GATEWAY] = ["dmqemu1", "10.132.0.1"];

@@ -3,7 +3,6 @@ import { createHash } from "node:crypto";
 import { createWriteStream, existsSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { once } from "node:events";
 import { createServer } from "node:net";
-import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -16,7 +15,7 @@ import { buildDemoImage } from "../../plugins/qemu/demo.ts";
 import { Qmp, type QmpOptions } from "../../plugins/qemu/qmp.ts";
 import { dial } from "../../plugins/qemu/socket.ts";
 import { missingProgram } from "../../plugins/shared/programs.ts";
-import { cleanup, lacking, ROOT, temporaryFolder, until } from "../helpers.ts";
+import { cleanup, freePort, lacking, ROOT, temporaryFolder, until } from "../helpers.ts";
 
 const missing = (programs: string[]) => {
   const program = missingProgram(programs);
@@ -216,9 +215,7 @@ async function migrated(qmp: Qmp): Promise<void> {
 }
 
 async function freePorts(count: number): Promise<number[]> {
-  const servers = Array.from({ length: count }, () => createServer().listen(0, "127.0.0.1"));
-  await Promise.all(servers.map((server) => once(server, "listening")));
-  const ports = servers.map((server) => (server.address() as AddressInfo).port);
-  await Promise.all(servers.map((server) => once(server.close(), "close")));
+  const ports: number[] = [];
+  while (ports.length < count) ports.push(await freePort());
   return ports;
 }

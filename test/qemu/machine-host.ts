@@ -4,9 +4,8 @@ import { existsSync, readdirSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { test, type TestContext } from "node:test";
-import { until } from "../helpers.ts";
+import { freePort, until } from "../helpers.ts";
 import { Host } from "../host.ts";
-import { freePort } from "../wake/world.ts";
 import type { Report } from "./guest.ts";
 
 const BRIDGE = "dmqemu0";

@@ -5,9 +5,8 @@ import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { delay } from "../../plugins/shared/async.ts";
 import { isAlive, processStat } from "../../plugins/shared/proc.ts";
-import { argumentsOf, cleanup, until } from "../helpers.ts";
+import { argumentsOf, cleanup, freePort, until } from "../helpers.ts";
 import { Host } from "../host.ts";
-import { freePort } from "../wake/world.ts";
 
 interface Shown {
   state: string;

@@ -7,9 +7,9 @@ import type { Plugin } from "../../main.ts";
 import hypervisorPlugin from "../../plugins/hypervisor/mod.ts";
 import processPlugin from "../../plugins/process/mod.ts";
 import storePlugin from "../../plugins/store.ts";
-import { cleanup, RUNTIME, startWith, temporaryFolder, until } from "../helpers.ts";
+import { cleanup, freePort, RUNTIME, startWith, temporaryFolder, until } from "../helpers.ts";
 import { ORIGIN } from "../hypervisor/scripted.ts";
-import { freePort, open, talk } from "./world.ts";
+import { open, talk } from "./world.ts";
 
 const ECHO = `
 import { createServer } from "node:net";

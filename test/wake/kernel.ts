@@ -11,10 +11,20 @@ import { dialProbe } from "../../plugins/shared/probe-ports.ts";
 import { run } from "../../plugins/shared/run.ts";
 import storePlugin from "../../plugins/store.ts";
 import wakePlugin from "../../plugins/wake/mod.ts";
-import { capturedLogs, cleanup, lacking, runMain, RUNTIME, startWith, temporaryFolder, until } from "../helpers.ts";
+import {
+  capturedLogs,
+  cleanup,
+  freePort,
+  lacking,
+  runMain,
+  RUNTIME,
+  startWith,
+  temporaryFolder,
+  until,
+} from "../helpers.ts";
 import { configIn, greet, greetFrom } from "../network/world.ts";
 import { type Table, tablePlugin } from "./table.ts";
-import { freePort, open, rest } from "./world.ts";
+import { open, rest } from "./world.ts";
 
 const BRIDGE = "dmtest0"; // as configIn() has it
 const ORIGIN = { actor: "test", cause: "request" };

@@ -5,9 +5,9 @@ import { test } from "node:test";
 import * as v from "valibot";
 import type { Plugin } from "../../main.ts";
 import { DormouseError } from "../../main.ts";
-import { cleanup, temporaryFolder } from "../helpers.ts";
+import { cleanup, freePort, temporaryFolder } from "../helpers.ts";
 import { ORIGIN } from "../hypervisor/scripted.ts";
-import { freePort, Machines, talk, wakeWorld } from "./world.ts";
+import { Machines, talk, wakeWorld } from "./world.ts";
 
 const coded = (code: string, message: RegExp) => (error: unknown) =>
   error instanceof DormouseError && error.code === code && message.test(error.message);

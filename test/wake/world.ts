@@ -4,7 +4,7 @@ import { connect, createServer, type Server, type Socket } from "node:net";
 import type { TestContext } from "node:test";
 import type { Instance, Plugin, Wake } from "../../main.ts";
 import wakePlugin from "../../plugins/wake/mod.ts";
-import { cleanup } from "../helpers.ts";
+import { cleanup, freePort } from "../helpers.ts";
 import { type Fixture, ORIGIN, registryHost, ScriptedDriver } from "../hypervisor/scripted.ts";
 
 type Serve = (socket: Socket) => void;
@@ -90,21 +90,6 @@ export async function wakeWorld(
     return { id, port, guest };
   };
   return { ...fixture, driver, wake: fixture.host.use("wake"), make };
-}
-
-let next = 20_000 + Math.floor(Math.random() * 9_000);
-
-/** A port that nobody listens on now, below those that the kernel gives to connections. */
-export async function freePort(): Promise<number> {
-  for (;;) {
-    const port = 20_000 + next++ % 10_000;
-    const server = createServer().listen(port, "127.0.0.1");
-    const free = await once(server, "listening").then(() => true, () => false);
-    if (!free) continue;
-    server.close();
-    await once(server, "close");
-    return port;
-  }
 }
 
 /** A connection that is there. */
