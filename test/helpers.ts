@@ -123,7 +123,7 @@ export async function until(what: string, condition: () => boolean | Promise<boo
   }
 }
 
-/** A process's arguments, joined by NUL: empty where it has ended, which it may do between any look at it and the next. */
+/** A process's arguments, joined by NUL: empty where it has ended, which it may do at any time, or is becoming a program. */
 export function argumentsOf(pid: number | string): string {
   try {
     return readFileSync(`/proc/${pid}/cmdline`, "utf8");

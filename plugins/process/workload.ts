@@ -136,7 +136,8 @@ export class Workload {
   async end(): Promise<void> {
     const launch = this.#launchIfReadable();
     if (launch) this.records.supersede(launch);
-    for (const claim of this.records.claims()) {
+    // Of a data_dir that this one is a copy of, what runs is that one's.
+    for (const claim of this.#isForeign() ? [] : this.records.claims()) {
       await enclosureOf({ launch, claim }).kill();
       if (isCurrent(claim)) await this.#awaitShim(claim.shim);
     }
@@ -232,6 +233,14 @@ export class Workload {
     } catch {
       // Its cgroup has a name that is known without.
       return undefined;
+    }
+  }
+
+  #isForeign(): boolean {
+    try {
+      return this.records.launch() !== undefined && this.#launch() === undefined;
+    } catch {
+      return false; // nobody knows whose it is
     }
   }
 }
