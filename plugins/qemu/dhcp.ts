@@ -4,6 +4,7 @@ import type { Logger } from "@logtape/logtape";
 import type { Instance, Network } from "../../main.ts";
 import { delay } from "../shared/async.ts";
 import { messageOf } from "../shared/errors.ts";
+import { ownerOf } from "../shared/hierarchy.ts";
 import { bootId, isAlive, type ProcessId, signalProcess } from "../shared/proc.ts";
 import { Dnsmasq } from "./dnsmasq.ts";
 import { untilDead } from "./launch.ts";
@@ -96,12 +97,12 @@ export class Dhcp implements AsyncDisposable {
   }
 
   async #start(): Promise<Dnsmasq> {
-    const { network, owner, log } = this.#options;
+    const { network, owner, log, folder } = this.#options;
     if (!network?.enabled) throw new Error("there is no network");
     await this.#endOther();
     const { bridge, subnet, gateway } = network;
     const server = await Dnsmasq.start({ bridge, subnet, gateway, hosts: this.#hosts, owner, log });
-    writeFileSync(`${this.#pid}.tmp`, JSON.stringify({ ...server.main, boot: bootId() }));
+    writeFileSync(`${this.#pid}.tmp`, JSON.stringify({ ...server.main, boot: bootId(), owner: ownerOf(folder) }));
     renameSync(`${this.#pid}.tmp`, this.#pid);
     server.ended.then((said) => {
       if (this.#server !== server) return;
@@ -111,11 +112,12 @@ export class Dhcp implements AsyncDisposable {
     return server;
   }
 
-  /** Of a host that was killed, should it be there still. */
+  /** Of a host that was killed, should it be there still; that of a data_dir that this one is a copy of is not ours. */
   async #endOther(): Promise<void> {
     if (!existsSync(this.#pid)) return;
     const other = readOther(this.#pid);
-    if (other?.boot === bootId() && isAlive(other)) {
+    const ours = other?.owner === undefined || other.owner === ownerOf(this.#options.folder);
+    if (other?.boot === bootId() && ours && isAlive(other)) {
       signalProcess(other.pid, "SIGKILL");
       await untilDead(other);
     }
@@ -152,7 +154,7 @@ export class Dhcp implements AsyncDisposable {
 }
 
 /** Nothing where it is not whole, as a loss of power may leave it: that ended the process too. */
-function readOther(file: string): ProcessId & { boot: string } | undefined {
+function readOther(file: string): ProcessId & { boot: string; owner?: string } | undefined {
   try {
     return JSON.parse(readFileSync(file, "utf8"));
   } catch (error) {

@@ -3,6 +3,7 @@ import { closeSync, existsSync, openSync, readSync, rmSync, statSync, writeFileS
 import { writeFile } from "node:fs/promises";
 import { execa } from "execa";
 import { delay } from "../shared/async.ts";
+import { ownerOf } from "../shared/hierarchy.ts";
 import { isAlive, type ProcessId, processStat } from "../shared/proc.ts";
 import { bareEnvironment } from "../shared/programs.ts";
 import type { Image } from "./image.ts";
@@ -94,7 +95,7 @@ export function holdQemu({ records, launch, image, owner, incoming }: LaunchOpti
       // One that is no longer ours to reap may be another process already.
       const main = child.pid === undefined || child.exitCode !== null ? undefined : processStat(child.pid);
       if (!main || !isAlive(main)) throw new Error(`QEMU ended: ${lastLine(records.qemuLog, logged)}`);
-      writeFileSync(pidFile, `${main.pid} ${main.started}\n`);
+      writeFileSync(pidFile, `${main.pid} ${main.started} ${ownerOf(records.folder)}\n`);
       child.stdin!.end("go\n");
       return { pid: main.pid, started: main.started };
     },

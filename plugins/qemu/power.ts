@@ -112,9 +112,9 @@ export class Power {
     const vm = this.#fleet.vm(instance.id);
     this.#fleet.watch(instance.id, async (gone) => {
       try {
-        let fresh = false;
+        let [clock, fresh]: ["right" | "unsure" | "unheard", boolean] = ["unheard", false];
         for (let pause = RETRY_MS;; pause = Math.min(pause * 2, LONGEST_RETRY_MS)) {
-          const clock = await this.#rewound(vm, instance, { gone, told: resolve, first: pause === RETRY_MS });
+          if (clock !== "right") clock = await this.#rewound(vm, instance, { gone, told: resolve, pause });
           resolve();
           if (!fresh && clock !== "unheard") fresh = await this.#refreshed(vm, instance, gone);
           if ((clock === "right" && fresh) || !vm.link) return;
@@ -133,19 +133,19 @@ export class Power {
   async #rewound(
     { records, link }: Vm,
     instance: Instance,
-    { gone, told, first }: { gone: AbortSignal; told: () => void; first: boolean },
+    { gone, told, pause }: { gone: AbortSignal; told: () => void; pause: number },
   ): Promise<"right" | "unsure" | "unheard"> {
     try {
       if (!link) return "unheard";
       if (!await rewind(link.agent, gone, told)) {
-        if (first) this.#warn(instance, new Error("it answers too slowly to be sure of its clock"));
+        if (pause === RETRY_MS) this.#warn(instance, new Error("it answers too slowly to be sure of its clock"));
         return "unsure";
       }
       records.unmark("stale");
       return "right";
     } catch (error) {
       gone.throwIfAborted();
-      if (first) this.#warn(instance, error);
+      if (pause === RETRY_MS) this.#warn(instance, error);
       return error instanceof AgentError ? "unsure" : "unheard";
     }
   }

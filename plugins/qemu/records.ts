@@ -5,6 +5,7 @@ import { readFileSync, readSync, renameSync, rmSync, truncateSync, writeFileSync
 import { rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
+import { ownerOf } from "../shared/hierarchy.ts";
 import { bootId, type ProcessId } from "../shared/proc.ts";
 import type { Accel } from "./machine.ts";
 import { Memory, syncFolder } from "./memory.ts";
@@ -106,21 +107,8 @@ export class Records extends Memory {
 
   /** Nothing that tells of the run before. */
   clear(): void {
-    for (
-      const name of [
-        "paused",
-        "state",
-        "state.spent",
-        "state.tmp",
-        "snapshot.json",
-        "ready",
-        "foreign",
-        "stale",
-        "ended.json",
-      ]
-    ) {
-      rmSync(this.path(name), { force: true });
-    }
+    const names = "paused state state.spent state.tmp snapshot.json ready foreign stale ended.json";
+    for (const name of names.split(" ")) rmSync(this.path(name), { force: true });
     this.leaveBase();
     this.tidy();
     truncateSync(this.path("exit"), 0);
@@ -175,9 +163,10 @@ export class Records extends Memory {
   processOf(launch: Launch): ProcessId | undefined {
     const file = this.pidFile(launch);
     if (launch.boot !== bootId() || !existsSync(file)) return undefined;
-    const [, pid, started] = /^(\d+) (\d+)\n$/.exec(readFileSync(file, "latin1")) ?? [];
-    // Not written whole, it was never let go.
-    return started === undefined ? undefined : { pid: Number(pid), started: Number(started) };
+    const [, pid, started, owner] = /^(\d+) (\d+)(?: (\w+))?\n$/.exec(readFileSync(file, "latin1")) ?? [];
+    // Not written whole, it was never let go. In a copy of a folder, it is what runs for the first.
+    if (started === undefined || (owner !== undefined && owner !== ownerOf(this.folder))) return undefined;
+    return { pid: Number(pid), started: Number(started) };
   }
 
   mark(name: Mark): void {

@@ -79,6 +79,9 @@ export class Vm implements Disposable {
       status = (await link.qmp.execute("query-status", {}, { timeout: ANSWER_MS }) as { status: string }).status;
       if (status === "shutdown") await untilDead(link.main);
     } catch (error) {
+      // QEMU ends its monitor a moment before itself.
+      const ending = error instanceof ConnectionLost && !this.disposed ? this.#process(launch) : undefined;
+      if (ending) await untilDead(ending, AbortSignal.timeout(ANSWER_MS)).catch(() => {});
       if (this.#process(launch)) throw new Error(`QEMU does not answer: ${messageOf(error)}`, { cause: error });
       return this.#dead(launch);
     }

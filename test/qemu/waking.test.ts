@@ -4,6 +4,7 @@ import { renameSync, rmSync, statSync, truncateSync, writeFileSync } from "node:
 import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { setImmediate } from "node:timers/promises";
+import { execa } from "execa";
 import type { FleetOptions } from "../../plugins/qemu/fleet.ts";
 import { Power } from "../../plugins/qemu/power.ts";
 import { isAlive } from "../../plugins/shared/proc.ts";
@@ -13,6 +14,7 @@ import { capturedLogs, cleanup, temporaryFolder, until } from "../helpers.ts";
 import { fleetOf, QemuFixture } from "./fixture.ts";
 import { skipQemu } from "./guest.ts";
 import { idleImage } from "./idle.ts";
+import { say, scripted } from "./scripted.ts";
 
 const NEVER = new AbortController().signal;
 const options = { skip: skipQemu, timeout: 300_000 };
@@ -100,6 +102,42 @@ test("inspect() knows why a machine has ended whose last words are still to be r
   while (isAlive(main)); // nothing else is done meanwhile
   const exit = { exit_code: null, exit_message: "QEMU was ended by a signal" };
   assert.deepEqual(await driver.inspect(instance), { state: "Stopped", ...exit });
+  await driver.delete(instance);
+});
+
+test("inspect() waits for the end of a machine whose monitor has ended before it", options, async (t) => {
+  const { fixture, instance, driver } = await awake(t);
+  const main = fixture.process(instance)!;
+  await fixture.close();
+  process.kill(main.pid, "SIGSTOP"); // what it does next is played here
+  const socket = fixture.records(instance).path("run/qmp.sock");
+  rmSync(socket);
+  await scripted(t, {
+    greet: (peer) => say(peer, { QMP: { version: {}, capabilities: [] } }),
+    answer: (peer, { execute, id }) => {
+      if (execute !== "query-status") return say(peer, { return: {}, id });
+      peer.destroy();
+      setTimeout(() => process.kill(main.pid, "SIGKILL"), 300);
+    },
+  }, socket);
+  assert.equal((await fixture.open().inspect(instance)).state, "Stopped");
+  await driver.delete(instance);
+});
+
+test("a copy of a data_dir does not touch the machines of the first", options, async (t) => {
+  const { fixture, instance, driver } = await awake(t);
+  const main = fixture.process(instance)!;
+  const copy = new QemuFixture(t, "qemu-microvm", instance.image);
+  await execa("cp", ["-a", `${fixture.dataDir}/.`, copy.dataDir]);
+  const other = copy.open();
+  assert.equal((await other.adopt(instance)).state, "Stopped");
+  assert.equal(await other.start(instance, NEVER), "Running");
+  assert.ok(isAlive(main));
+  await other.stop(instance, AbortSignal.timeout(100));
+  await other.delete(instance);
+  assert.ok(isAlive(main));
+  assert.equal((await driver.inspect(instance)).state, "Running");
+  await driver.stop(instance, AbortSignal.timeout(100));
   await driver.delete(instance);
 });
 
