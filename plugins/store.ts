@@ -1,11 +1,12 @@
 /** The plugin `store`: one SQLite file, its migrations, and the lock that keeps a second host off the same data_dir. */
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { DatabaseSync } from "node:sqlite";
 import { definePlugin, DormouseError, type Store } from "../main.ts";
 import { messageOf } from "./shared/errors.ts";
+import { readIfThere } from "./shared/files.ts";
 
 export default definePlugin({
   name: "store",
@@ -45,7 +46,7 @@ function lock(dataDir: string): () => void {
   } catch (error) {
     db.close();
     if (!/locked/.test(messageOf(error))) throw error;
-    const pid = existsSync(pidFile) ? readFileSync(pidFile, "utf8").trim() : "";
+    const pid = readIfThere(pidFile)?.trim();
     const holder = pid ? `the host with pid ${pid}` : "another host";
     throw new DormouseError("store_locked", `Cannot use data_dir "${dataDir}": it is in use by ${holder}`);
   }

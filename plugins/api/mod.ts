@@ -22,7 +22,7 @@ import { listen } from "./server.ts";
 import { Streams } from "./sse.ts";
 
 /** Milliseconds that requests under way may take to end when the host closes. */
-const GRACE = 10_000;
+const GRACE = 13_000;
 
 export default definePlugin<ApiOptions>({
   name: "api",

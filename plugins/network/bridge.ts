@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { DormouseError } from "../../main.ts";
+import { readIfThere } from "../shared/files.ts";
 import { CommandError, run } from "../shared/run.ts";
 import { applyRules, removeRules } from "./firewall.ts";
 import { devices, hasPlugged, ip, ipEach, type Link, linkOf, namespaces, oneLine, type Route, routes } from "./ip.ts";
@@ -132,8 +133,8 @@ async function ownLink({ bridge, subnet }: Place, owner: string): Promise<Link |
 // was moved or deleted.
 async function inUse(bridge: string, dataDir: string): Promise<boolean> {
   if (!existsSync(join(dataDir, "dormouse.db"))) return false;
-  const pidFile = join(dataDir, "dormouse.pid");
-  const up = existsSync(pidFile) && existsSync(`/proc/${readFileSync(pidFile, "utf8").trim()}`);
+  const pid = readIfThere(join(dataDir, "dormouse.pid"))?.trim();
+  const up = Boolean(pid) && existsSync(`/proc/${pid}`);
   return up || namespaces().some((name) => name.startsWith(`${bridge}-`)) || await hasPlugged(bridge);
 }
 

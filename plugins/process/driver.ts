@@ -254,8 +254,8 @@ export class ProcessDriver implements Driver, AsyncDisposable {
   }
 
   async #erase(id: string): Promise<void> {
+    await this.#logs.forget(id);
     await this.#workload(id).erase();
-    this.#logs.forget(id);
   }
 
   /** @throws {DormouseError} `invalid_request` */

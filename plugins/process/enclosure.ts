@@ -1,5 +1,10 @@
+import { constants } from "node:os";
 import { delay } from "../shared/async.ts";
+import { readIfThere } from "../shared/files.ts";
 import { processes, type ProcessId, type ProcessStat, processStat, signalProcess } from "../shared/proc.ts";
+
+/** As a bit of a mask of signals. */
+const SIGSTOP = 1n << BigInt(constants.signals.SIGSTOP - 1);
 
 /** All processes of one instance, those that it started and those that these started in turn. */
 export interface Enclosure {
@@ -42,8 +47,13 @@ export class Session implements Enclosure {
   }
 
   isFrozen(): boolean {
-    const leader = processStat(this.#leader.pid);
-    return leader?.started === this.#leader.started && STOPPED.includes(leader.state);
+    const { pid, started } = this.#leader;
+    // It leaves the kernel for a moment to find that it is to stop, which it has done by the second look.
+    const stands = () => {
+      const leader = processStat(pid);
+      return leader?.started === started && STOPPED.includes(leader.state);
+    };
+    return stands() || isToStop(pid) || stands();
   }
 
   async freeze(signal?: AbortSignal): Promise<void> {
@@ -64,11 +74,11 @@ export class Session implements Enclosure {
   }
 
   async thaw(): Promise<void> {
-    for (const { pid } of this.#members()) signalProcess(pid, "SIGCONT");
+    for (const { pid } of this.#members()) send(pid, "SIGCONT");
   }
 
   async terminate(): Promise<void> {
-    for (const { pid } of this.#members()) signalProcess(pid, "SIGTERM");
+    for (const { pid } of this.#members()) send(pid, "SIGTERM");
     await this.thaw();
   }
 
@@ -84,10 +94,12 @@ export class Session implements Enclosure {
     for (let round = 0; round < ROUNDS; round++) {
       const left = this.#members().filter(wanted);
       if (left.length === 0) return;
-      for (const { pid } of left) signalProcess(pid, name);
+      const reached = left.filter(({ pid }) => send(pid, name));
+      if (reached.length === 0) break;
       await delay(Math.min(1 + round, 50), signal && { signal });
     }
-    throw new Error(`Cannot send ${name} to processes ${this.members().join(", ")}: they resist`);
+    const left = this.#members().filter(wanted).map(({ pid }) => pid);
+    if (left.length > 0) throw new Error(`Cannot send ${name} to processes ${left.join(", ")}: they resist`);
   }
 
   // A number that is still in use as a session's is not given out as a pid. So where a process of this number started
@@ -103,4 +115,21 @@ export class Session implements Enclosure {
     }
     return all.filter(({ pid, state }) => found.has(pid) && state !== "Z" && state !== "X");
   }
+}
+
+/** False for a process that has become somebody else, to whom this host may send nothing. */
+function send(pid: number, name: NodeJS.Signals): boolean {
+  try {
+    signalProcess(pid, name);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "EPERM") return false;
+    throw error;
+  }
+}
+
+/** Whether a SIGSTOP waits for it to leave the kernel, see proc_pid_status(5). */
+function isToStop(pid: number): boolean {
+  const pending = readIfThere(`/proc/${pid}/status`)?.matchAll(/^(?:SigPnd|ShdPnd):\s+([0-9a-f]+)$/gm) ?? [];
+  return [...pending].some(([, mask]) => (BigInt(`0x${mask}`) & SIGSTOP) !== 0n);
 }

@@ -3,6 +3,7 @@ import { constants } from "node:os";
 import { execa } from "execa";
 import type { ExecRequest, ExecResult } from "../../main.ts";
 import { delay } from "../shared/async.ts";
+import { messageOf } from "../shared/errors.ts";
 import { processStat, signalProcess } from "../shared/proc.ts";
 import { searchPath } from "../shared/programs.ts";
 import type { Command } from "./command.ts";
@@ -84,20 +85,29 @@ export async function execute(
   const [out, err] = [new Head(max_output), new Head(max_output)];
   stdout!.on("data", out.push);
   stderr!.on("data", err.push);
+  const refused = Promise.withResolvers<never>();
+  refused.promise.catch(() => {}); // seen below, unless it ended first
   const ended = new Promise<number>((resolve, reject) => {
     child.nodeChildProcess.once("error", reject);
     child.nodeChildProcess.once("exit", (code, name) => resolve(code ?? 128 + (constants.signals[name!])));
   });
   let timed_out = false;
   // The group's leader is our child and not waited for before its exit is seen, so the number cannot be another's.
-  const killGroup = () => void signalProcess(-pid!, "SIGKILL");
+  const killGroup = () => {
+    try {
+      signalProcess(-pid!, "SIGKILL");
+    } catch (error) {
+      // It has become somebody else, whom this host may not end: whoever waits for it has waited long enough.
+      refused.reject(new Error(`the command may not be ended by this host: ${messageOf(error)}`, { cause: error }));
+    }
+  };
   const timer = setTimeout(() => {
     timed_out = true;
     killGroup();
   }, timeout_ms);
   signal?.addEventListener("abort", killGroup, { once: true });
   try {
-    const exit_code = await ended;
+    const exit_code = await Promise.race([ended, refused.promise]);
     clearTimeout(timer);
     signal?.throwIfAborted();
     const drained = new AbortController();

@@ -1,6 +1,7 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
+import { readIfThere } from "../shared/files.ts";
 import type { ProcessId } from "../shared/proc.ts";
 
 /**
@@ -65,7 +66,7 @@ export class Records {
 
   /** The newest launch. @throws where the file is there and cannot be understood */
   launch(): Launch | undefined {
-    const text = read(join(this.#run, "launch"));
+    const text = readIfThere(join(this.#run, "launch"));
     if (text === undefined) return undefined;
     const launch = JSON.parse(text.slice(text.indexOf("\n") + 1)) as Launch;
     if (typeof launch.generation === "string" && Array.isArray(launch.cgroups)) return launch;
@@ -111,7 +112,7 @@ export class Records {
 
   /** How the launch ended, once its shim has written it. */
   exit({ generation }: Launch): Exit | undefined {
-    const text = read(this.exitFile(generation));
+    const text = readIfThere(this.exitFile(generation));
     if (text === undefined) return undefined;
     const [code, signalled] = text.trim().split(" ").map(Number);
     return { exit_code: code, exit_message: describeExit(code, signalled === 1) };
@@ -125,7 +126,7 @@ export class Records {
 
   /** Why it is frozen, written before it is: `Paused` where nobody said. */
   get mark(): "Paused" | "Standby" | undefined {
-    const text = read(join(this.#run, "frozen"));
+    const text = readIfThere(join(this.#run, "frozen"));
     return text === "Standby" || text === "Paused" ? text : undefined;
   }
 
@@ -136,7 +137,7 @@ export class Records {
   }
 
   #readClaim(file: string): Claim | undefined {
-    const [pid, started, shim, shimStarted, boot] = read(join(this.#run, file))?.trim().split(" ") ?? [];
+    const [pid, started, shim, shimStarted, boot] = readIfThere(join(this.#run, file))?.trim().split(" ") ?? [];
     if (boot === undefined) return undefined;
     return {
       main: { pid: Number(pid), started: Number(started) },
@@ -158,13 +159,4 @@ function describeExit(code: number, signalled: boolean): string {
 function replace(file: string, text: string): void {
   writeFileSync(`${file}.new`, text);
   renameSync(`${file}.new`, file);
-}
-
-function read(file: string): string | undefined {
-  try {
-    return readFileSync(file, "utf8");
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-    throw error;
-  }
 }

@@ -39,7 +39,7 @@ export function findIn(root: string, path: string, { follow = true } = {}): Foun
       continue;
     }
     if (++links > MAX_LINKS) throw Object.assign(new Error(`Cannot find "${path}": too many links`), { code: "ELOOP" });
-    const target = readlinkSync(here);
+    const target = targetOf(here) ?? part; // which is looked at again
     if (target.startsWith("/")) walked.length = 0;
     waiting.push(...target.split("/").reverse());
   }
@@ -54,15 +54,27 @@ export function pathInfo(root: string, path: string, follow: boolean): PathInfo 
   if (!found) return ABSENT;
   const { stats } = found;
   const is_symlink = stats.isSymbolicLink();
+  const link_target = is_symlink ? targetOf(found.path) : null;
+  if (link_target === undefined) return pathInfo(root, path, follow);
   return {
     exists: true,
     is_dir: stats.isDirectory(),
     is_file: stats.isFile(),
     is_symlink,
-    link_target: is_symlink ? readlinkSync(found.path) : null,
+    link_target,
     mode: stats.mode & 0o7777,
     size: stats.size,
   };
+}
+
+/** Where a link leads to; undefined where it has become something else, or nothing. */
+function targetOf(link: string): string | undefined {
+  try {
+    return readlinkSync(link);
+  } catch (error) {
+    if (["ENOENT", "EINVAL"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
+    throw error;
+  }
 }
 
 function lookAt(path: string): Stats | undefined {

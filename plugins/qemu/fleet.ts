@@ -186,11 +186,11 @@ export class Fleet implements AsyncDisposable {
       await vm.end();
       await this.quiet(id);
       await this.limits.remove(id);
+      for (const name of LOG_NAMES) await this.#logs.forget(`${id} ${name}`);
       vm.records.erase();
       vm[Symbol.dispose]();
     });
     await this.dhcp.forget(id);
-    for (const name of LOG_NAMES) this.#logs.forget(`${id} ${name}`);
     this.#vms.delete(id);
   }
 

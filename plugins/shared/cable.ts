@@ -11,7 +11,8 @@ function counter(device: string | null, name: string): number {
   try {
     return Number(readFileSync(`/sys/class/net/${device}/statistics/${name}`, "latin1"));
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return 0;
+    // The last two of one that goes at this moment.
+    if (["ENOENT", "ENODEV", "EINVAL"].includes((error as NodeJS.ErrnoException).code ?? "")) return 0;
     throw error;
   }
 }

@@ -102,7 +102,7 @@ export class Cgroup {
   /** Resolves once no member is left. */
   async kill(): Promise<void> {
     if (!existsSync(this.#main)) return;
-    if (!write(join(this.#main, "cgroup.kill"), "1")) await this.#killEach();
+    if (!write(join(this.#main, "cgroup.kill"), "1") && existsSync(this.#main)) await this.#killEach();
     await this.#until("populated", "0");
     await this.thaw();
   }
@@ -182,9 +182,13 @@ export class Cgroup {
 
 /** The folder and all folders in it, parents first; none where it does not exist. */
 function below(folder: string): string[] {
-  if (!existsSync(folder)) return [];
-  const inner = readdirSync(folder, { withFileTypes: true }).filter((entry) => entry.isDirectory());
-  return [folder, ...inner.flatMap((entry) => below(join(folder, entry.name)))];
+  try {
+    const inner = readdirSync(folder, { withFileTypes: true }).filter((entry) => entry.isDirectory());
+    return [folder, ...inner.flatMap((entry) => below(join(folder, entry.name)))];
+  } catch (error) {
+    if (isGone(error)) return [];
+    throw error;
+  }
 }
 
 async function removeFolder(folder: string): Promise<void> {

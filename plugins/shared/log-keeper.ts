@@ -37,9 +37,12 @@ export class LogKeeper implements AsyncDisposable {
     if (this.#watched.delete(id)) void this.#rotate(id);
   }
 
-  forget(id: string): void {
+  /** Rotates it no longer, and lets go of it; resolves when its files are nobody's. */
+  async forget(id: string): Promise<void> {
     this.#watched.delete(id);
+    const log = this.#logs.get(id);
     this.#logs.delete(id);
+    await log?.idle();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -57,7 +60,7 @@ export class LogKeeper implements AsyncDisposable {
   }
 
   async #rotateAll(): Promise<void> {
-    for (const id of [...this.#watched]) await this.#rotate(id);
+    for (const id of [...this.#watched]) if (this.#watched.has(id)) await this.#rotate(id);
   }
 
   async #rotate(id: string): Promise<void> {

@@ -65,6 +65,11 @@ export class InstanceLog {
     });
   }
 
+  /** Resolves when nothing is done to its files. */
+  idle(): Promise<void> {
+    return this.#alone(() => Promise.resolve());
+  }
+
   /** Rotates until the file is within its size. */
   rotate(): Promise<void> {
     return this.#alone(async () => {

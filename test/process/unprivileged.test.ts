@@ -4,7 +4,7 @@ import { chmod } from "node:fs/promises";
 import { basename, join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
-import { execa } from "execa";
+import { execa, execaSync } from "execa";
 import { lacking, ROOT, temporaryFolder } from "../helpers.ts";
 import { NEEDS_ROOT } from "./fixture.ts";
 
@@ -23,13 +23,16 @@ test("everything but users, roots and cgroups works without root", {
   // The runtime may be installed where only root can read it.
   const runtime = join(folder, basename(process.execPath));
   place(realpathSync(process.execPath), runtime);
+  const setpriv = join(folder, "setpriv");
+  copyFileSync(execaSync("sh", ["-c", "command -v setpriv"]).stdout, setpriv);
+  await chmod(setpriv, 0o4755);
   const flags = "Deno" in globalThis ? ["test", "-A", "--no-check", "--cached-only"] : ["--test"];
   const files = ["driver", "exec", "logs", "workload"].map((name) => join(ROOT, "test", "process", `${name}.test.ts`));
   const { exitCode, all } = await execa("setpriv", [...NOBODY, runtime, ...flags, ...files], {
     cwd: ROOT,
     extendEnv: false,
     // Without the variable by which Node's runner knows that it runs below another one.
-    env: { PATH: process.env.PATH!, HOME: home, DENO_DIR: join(home, "deno"), NO_COLOR: "1" },
+    env: { PATH: process.env.PATH!, HOME: home, DENO_DIR: join(home, "deno"), NO_COLOR: "1", BECOME_ROOT: setpriv },
     reject: false,
     all: true,
     stdin: "ignore",
