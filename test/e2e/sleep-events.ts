@@ -20,7 +20,7 @@ const EVENTS = 10_000;
 const INSTANCES = 16;
 const LOST = 0.3;
 /** Milliseconds after which a connection without an answer is stranded. */
-const STRANDED = 20_000;
+const STRANDED = 60_000;
 const GUEST = 8080;
 const ORIGIN = { actor: "test", cause: "request" };
 const ECHO = join(import.meta.dirname!, "sleep-echo.ts");

@@ -89,8 +89,13 @@ for (const family of IPV6 ? ["IPv4", "IPv6"] : ["IPv4"]) {
       assert.equal(await rest(client), "two");
       await host.sleeps("web");
 
-      assert.equal(await talk(at, "wake up", to), "wake up");
+      const waker = await open(t, at, to);
+      waker.write("wake up");
+      assert.equal(String((await once(waker, "data"))[0]), "wake up");
+      // While somebody is connected, for it sleeps soon after.
       assert.equal((await host.call<Shown>("GET", "/web")).state, "Running");
+      waker.end();
+      await rest(waker);
       await host.sleeps("web");
     }
   });

@@ -104,6 +104,8 @@ class Storm {
       }
     };
     await Promise.all(Array.from({ length: CLIENTS }, client));
+    // Nobody may have got that far.
+    if (kill) this.#host!.kill("SIGKILL");
     return sent;
   }
 

@@ -10,7 +10,7 @@ import networkPlugin from "../../plugins/network/mod.ts";
 import processPlugin from "../../plugins/process/mod.ts";
 import { run } from "../../plugins/shared/run.ts";
 import storePlugin from "../../plugins/store.ts";
-import { capturedLogs, cleanup, startWith, temporaryFolder } from "../helpers.ts";
+import { capturedLogs, cleanup, startWith, temporaryFolder, until } from "../helpers.ts";
 import { BRIDGE, GATEWAY, GATEWAY6, greet, greeterIn, greetFrom, reach, SUBNET, SUBNET6, worldOf } from "./world.ts";
 
 const ORIGIN = { actor: "test", cause: "request" };
@@ -35,8 +35,8 @@ const noGuard = () => run("nft", ["flush", "chain", "inet", `dormouse_net_${BRID
 /** The bridge's own. */
 async function addressesOf(wanted: "global" | "link"): Promise<string[]> {
   const [link] = JSON.parse(await run("ip", ["-j", "-6", "addr", "show", "dev", BRIDGE]));
-  const found: { scope: string; local: string }[] = link?.addr_info ?? [];
-  return found.filter(({ scope }) => scope === wanted).map(({ local }) => local);
+  const found: { scope: string; local: string; tentative?: boolean }[] = link?.addr_info ?? [];
+  return found.filter(({ scope, tentative }) => scope === wanted && !tentative).map(({ local }) => local);
 }
 
 /** Another machine, in a namespace: 2001:db8:1::2, to which this one is 2001:db8:1::1. */
@@ -103,6 +103,8 @@ test("an instance sends nothing under an IPv6 address of another subnet, nor und
   const { namespace } = await network.attach(a);
   await ip(`route add 2001:db8:7::7/128 via ${a.network.ip6}`);
   await inNamespace(namespace, "ip", "addr", "add", "2001:db8:7::7/128", "dev", "eth0", "nodad");
+  // For some time after it is there the kernel asks whether it is anybody else's.
+  await until("its link-local address is its own", async () => (await addressesOf("link")).length === 1);
   const [linkLocal] = await addressesOf("link");
   const pings: [string, string][] = [["2001:db8:7::7", GATEWAY6], ["eth0", linkLocal]];
   const ping = ([from, to]: [string, string]) => inNamespace(namespace, "ping", "-c", "1", "-W", "1", "-I", from, to);

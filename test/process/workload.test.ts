@@ -237,8 +237,13 @@ test("standby() gives memory back", ROOT_ONLY, async (t) => {
   ]).find((name) => existsSync(name));
   if (!usage) return t.skip("no memory controller");
   const used = () => Number(readFileSync(usage, "utf8"));
-  await until("it has written", async () => await fixture.count(instance) === 1);
-  assert(used() > 40_000_000);
+  // A machine that is short of memory takes back some at once.
+  let most = 0;
+  await until("it has written", async () => {
+    most = Math.max(most, used());
+    return await fixture.count(instance) === 1;
+  });
+  assert(Math.max(most, used()) > 40_000_000);
   await driver.standby(instance, NEVER);
   await until("it holds less", () => used() < 10_000_000);
   await driver.delete(instance);
