@@ -115,7 +115,7 @@ export function lacking(reason: string | null): string | false {
  *
  * @throws {Error} with `what` where it is not so after `ms` milliseconds
  */
-export async function until(what: string, condition: () => boolean | Promise<boolean>, ms = 60_000): Promise<void> {
+export async function until(what: string, condition: () => boolean | Promise<boolean>, ms = 180_000): Promise<void> {
   const end = Date.now() + ms;
   while (!await condition()) {
     if (Date.now() > end) throw new Error(`Not within ${ms} ms: ${what}`);

@@ -101,18 +101,18 @@ test("Accelerator.of() boots a guest under KVM, and emulates where that does not
 test("Accelerator.of() ends a guest that hangs, and does not try again where nothing has changed", async (t) => {
   const stage = new Stage(t);
   stage.qemu("trap '' TERM; exec sleep 600");
-  const accelerator = new Accelerator("auto", stage.file, log, { ...stage.options, timeout: 1_000 });
+  const accelerator = new Accelerator("auto", stage.file, log, { ...stage.options, timeout: 3_000 });
   assert.deepEqual(await Promise.all([1, 2, 3].map(() => accelerator.of(stage.image))), ["tcg", "tcg", "tcg"]);
   assert.equal(stage.pids().length, 1);
   await until("the guest that hangs is gone", () => stage.left().length === 0);
-  assert.match(stage.logs[0], /a guest under KVM was still running after 1000 ms \(remembered in .*accel\.json\)$/);
+  assert.match(stage.logs[0], /a guest under KVM was still running after 3000 ms \(remembered in .*accel\.json\)$/);
 
   assert.equal(await stage.find(), "tcg");
   assert.deepEqual([stage.pids().length, stage.logs[1]], [1, stage.logs[0]]);
   // Some day it is tried again, for it may have been that image alone.
   const kept = JSON.parse(readFileSync(stage.file, "utf8"));
   writeFileSync(stage.file, JSON.stringify({ ...kept, at: kept.at - 86_400_000 }));
-  assert.equal(await stage.find({ timeout: 1_000 }), "tcg");
+  assert.equal(await stage.find({ timeout: 3_000 }), "tcg");
   assert.equal(stage.pids().length, 2);
   stage.qemu("exit 0", "8.0");
   assert.equal(await stage.find(), "kvm");

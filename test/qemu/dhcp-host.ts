@@ -1,11 +1,12 @@
 // Run by dhcp.test.ts in a network of its own: the real main.ts and the real dnsmasq, for real machines.
 import assert from "node:assert/strict";
-import { copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { parse, stringify } from "smol-toml";
+import { readIfThere } from "../../plugins/shared/files.ts";
 import { isAlive, type ProcessId, signalProcess } from "../../plugins/shared/proc.ts";
 import { run } from "../../plugins/shared/run.ts";
 import { freePort, until } from "../helpers.ts";
@@ -43,8 +44,8 @@ class Asking extends Host {
   }
 
   dnsmasq(): ProcessId | undefined {
-    const file = join(this.folder, "data", "qemu", "dnsmasq.json");
-    return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : undefined;
+    const text = readIfThere(join(this.folder, "data", "qemu", "dnsmasq.json"));
+    return text === undefined ? undefined : JSON.parse(text);
   }
 }
 

@@ -26,12 +26,12 @@ test("a guest is told what time it is, by the next host where one died before", 
   let driver = fixture.open();
   await fixture.start(driver, instance);
   const off = async () => {
-    const { offset, uncertainty } = await clockOffset(fixture.fleet!.vm(instance.id).link!.agent);
+    const { offset, uncertainty } = await clockOffset(fixture.fleet!.vm(instance.id).link!.agent, { timeout: 60_000 });
     return Math.abs(offset) - uncertainty;
   };
   const delayed = async () => {
     const { agent } = fixture.fleet!.vm(instance.id).link!;
-    await agent.call("guest-set-time", { time: (Date.now() - 60_000) * 1e6 });
+    await agent.call("guest-set-time", { time: (Date.now() - 60_000) * 1e6 }, { timeout: 60_000 });
   };
   await delayed();
   fixture.records(instance).mark("stale");
@@ -63,7 +63,7 @@ test("a guest is told what time it is, by the next host where one died before", 
   // An agent that is away for longer than anybody waits for it.
   const away = "pidof qemu-ga >/run/ga; kill -STOP $(cat /run/ga); echo away >/dev/console; sleep 20";
   const arg = ["-c", `sleep 1; ${away}; kill -CONT $(cat /run/ga)`];
-  await fixture.fleet!.vm(instance.id).link!.agent.call("guest-exec", { path: "/bin/sh", arg });
+  await fixture.fleet!.vm(instance.id).link!.agent.call("guest-exec", { path: "/bin/sh", arg }, { timeout: 60_000 });
   const { log } = fixture.records(instance);
   await until("the agent is away", () => readFileSync(log, "latin1").includes("away"), 180_000);
   await driver.standby(instance, NEVER);

