@@ -1,9 +1,9 @@
 import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
-import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Instance, Reading } from "../../main.ts";
 import { Cgroup } from "../shared/cgroup.ts";
+import { removeFolder } from "../shared/files.ts";
 import type { Hierarchy } from "../shared/hierarchy.ts";
 import { bootId, isAlive, type ProcessId, signalProcess } from "../shared/proc.ts";
 import type { Command } from "./command.ts";
@@ -174,7 +174,7 @@ export class Workload {
     if (launch && launch.cgroups.length > 0) await new Cgroup(launch.cgroups).remove();
     await this.#place.hierarchy?.group(this.#id).remove();
     this.records.forgetExits();
-    await rm(this.records.folder, { recursive: true, force: true, maxRetries: 5 });
+    await removeFolder(this.records.folder);
   }
 
   #run(): Run | undefined {

@@ -187,7 +187,7 @@ export class Fleet implements AsyncDisposable {
       await this.quiet(id);
       await this.limits.remove(id);
       for (const name of LOG_NAMES) await this.#logs.forget(`${id} ${name}`);
-      vm.records.erase();
+      await vm.records.erase();
       vm[Symbol.dispose]();
     });
     await this.dhcp.forget(id);

@@ -5,6 +5,7 @@ import { readFileSync, readSync, renameSync, rmSync, truncateSync, writeFileSync
 import { rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
+import { removeFolder } from "../shared/files.ts";
 import { ownerOf } from "../shared/hierarchy.ts";
 import { bootId, type ProcessId } from "../shared/proc.ts";
 import type { Accel } from "./machine.ts";
@@ -255,8 +256,8 @@ export class Records extends Memory {
     this.tidy();
   }
 
-  erase(): void {
-    for (const folder of new Set([dirname(this.ram), this.folder])) rmSync(folder, { recursive: true, force: true });
+  async erase(): Promise<void> {
+    for (const folder of new Set([dirname(this.ram), this.folder])) await removeFolder(folder);
   }
 
   #read<T>(name: string): T | undefined {

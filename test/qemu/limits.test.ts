@@ -92,7 +92,7 @@ test("sweep() ends what is in a cgroup of nobody's, and leaves others' alone", {
     await driver.start(each, NEVER);
   }
   const lost = fixture.process(stray)!;
-  fixture.records(stray).erase();
+  await fixture.records(stray).erase();
   // As the driver of processes has them on the same data_dir.
   const other = Hierarchy.find("dormouse-test", ownerOf(temporaryFolder(t)), { root: true }) as Hierarchy;
   other.group("process").make({ memory_bytes: null, cpus: null });
