@@ -90,15 +90,18 @@ async function make6(bridge: string, subnet6: Place["subnet6"], link: Link | nul
 }
 
 /**
- * Removes the bridge, its namespaces, veths and rules. Instances that still run lose their network.
+ * Removes the bridge, its namespaces, veths and rules, and tells which of them there were. Instances that still run lose
+ * their network.
  *
  * @throws {DormouseError} `bridge_in_use`
  * @throws {CommandError}
  */
-export async function purge(place: Place, owner: string): Promise<void> {
+export async function purge(place: Place, owner: string): Promise<string[]> {
   const link = await ownLink(place, owner);
-  await ipEach([...strayLines(place, new Map()), ...(link ? [`link delete dev ${place.bridge}`] : [])]);
+  const lines = [...strayLines(place, new Map()), ...(link ? [`link delete dev ${place.bridge}`] : [])];
+  await ipEach(lines);
   await removeRules(place.bridge);
+  return lines.map((line) => line.replace("link delete dev", "link").replace("netns delete", "namespace"));
 }
 
 /** What it lacks to manage networks at all, or null. */

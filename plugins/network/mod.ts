@@ -52,7 +52,11 @@ export default definePlugin({
       async run(host, options) {
         const lacking = unsupported();
         if (lacking) throw new Error(`Cannot purge the network: ${lacking}`);
-        await purge(placeOf(options), host.dataDir);
+        const removed = await purge(placeOf(options), host.dataDir);
+        host.log.info("Removed the rules of {bridge}, and {what}", {
+          bridge: options.bridge,
+          what: removed.join(", ") || "there was nothing else",
+        });
       },
     },
   },

@@ -36,6 +36,7 @@ export default definePlugin<WakeOptions>({
         const network = host.find("network");
         if (!network?.enabled) throw new Error(`Cannot purge the rules: ${network?.reason ?? "there is no network"}`);
         await Elements.purge(network.bridge);
+        host.log.info("Removed the rules of published ports of {bridge}", { bridge: network.bridge });
       },
     },
   },

@@ -22,10 +22,11 @@ const coded = (code: string, message: RegExp) => (error: unknown) => {
   return true;
 };
 
-/** Removes it all after the test, so that the next one begins with nothing. */
-async function purge(t: TestContext, folder: string): Promise<void> {
+/** Removes it all after the test, so that the next one begins with nothing; what was said of that. */
+async function purge(t: TestContext, folder: string): Promise<string> {
   const { exitCode, stderr } = await runMain(t, ["--config", configIn(folder), "--purge-network"]);
   assert.equal(exitCode, 0, stderr);
+  return JSON.parse(stderr).properties.what;
 }
 
 test("attach() makes whole what a host left that died in the middle of it", async (t) => {
@@ -250,9 +251,9 @@ test("--purge-network leaves no trace of ours, and everything of others", async 
   assert.match(running.stderr, /store_locked/, "not while a host runs");
   await host.close();
   assert.notEqual(await traces(), before);
-  await purge(t, folder);
+  assert.match(await purge(t, folder), new RegExp(`^link dm-\\w+, .*namespace ${BRIDGE}-a, .*link ${BRIDGE}$`));
   assert.equal(await traces(), before);
-  await purge(t, folder);
+  assert.equal(await purge(t, folder), "there was nothing else");
   assert.equal(await traces(), before, "twice is once");
 
   const again = await worldOf(t, folder);
