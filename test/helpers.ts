@@ -137,7 +137,8 @@ let next = Math.floor(Math.random() * 10_000);
 
 /**
  * A port of loopback that nobody listens on, below those that the kernel gives to whoever asks for any. It is this
- * process's until that ends, for whoever else asks here: the UDP port of that number tells.
+ * process's until that ends, for whoever else asks here: the UDP port of that number tells. With `deno run`, which knows
+ * no socket that it need not wait for, the process does not end by itself any more.
  */
 export async function freePort(): Promise<number> {
   for (;;) {

@@ -21,7 +21,7 @@ import { instanceRoutes } from "./routes/instances.ts";
 import { listen } from "./server.ts";
 import { Streams } from "./sse.ts";
 
-/** Milliseconds that requests under way may take to end when the host closes. */
+/** Milliseconds that requests under way may take to end when the host closes: longer than what they wait for has. */
 const GRACE = 13_000;
 
 export default definePlugin<ApiOptions>({

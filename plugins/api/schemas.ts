@@ -1,7 +1,7 @@
 import * as v from "valibot";
 import { STATES } from "../../main.ts";
 import { parseDuration } from "../shared/duration.ts";
-import { described, text } from "../shared/schemas.ts";
+import { about, text } from "../shared/schemas.ts";
 
 /** Milliseconds. */
 export const WAIT_AT_MOST = 300_000;
@@ -19,8 +19,8 @@ const Count = v.pipe(v.string(), v.regex(/^\d+$/, "expected a whole number"));
 
 export const StartBody = v.pipe(
   v.object({
-    entrypoint: v.optional(described("In the place of the instance's own, and kept", Words)),
-    cmd: v.optional(described("In the place of the instance's own, and kept", Words)),
+    entrypoint: v.optional(about("In the place of the instance's own, and kept", Words)),
+    cmd: v.optional(about("In the place of the instance's own, and kept", Words)),
   }),
   v.metadata({ ref: "StartInstanceRequest" }),
 );
@@ -29,8 +29,8 @@ export const StandbyBody = v.pipe(
   v.object({
     compression: v.optional(v.pipe(
       v.strictObject({
-        enabled: described("Whether its memory is compressed", v.boolean()),
-        algorithm: v.optional(described("zstd when absent", v.picklist(["zstd", "lz4"]))),
+        enabled: about("Whether its memory is compressed", v.boolean()),
+        algorithm: v.optional(about("zstd when absent", v.picklist(["zstd", "lz4"]))),
         level: v.optional(
           v.pipe(
             v.number(),
@@ -51,7 +51,7 @@ export const StandbyBody = v.pipe(
 );
 
 export const WaitQuery = v.object({
-  state: described("What is waited for", v.picklist(STATES.filter((state) => state !== "Unknown"))),
+  state: about("What is waited for", v.picklist(STATES.filter((state) => state !== "Unknown"))),
   timeout: v.optional(v.pipe(Duration, v.description("60s when absent, 5m at most"))),
 });
 export const WaitAnswer = v.pipe(
@@ -67,10 +67,10 @@ export const LogsQuery = v.object({
       v.description("100 when absent"),
     ),
   ),
-  follow: v.optional(described("Whether lines go on to be sent as they are written", Flag)),
+  follow: v.optional(about("Whether lines go on to be sent as they are written", Flag)),
   source: v.optional(
-    described(
-      "The program's own output, that of what runs it, or the host's; app when absent",
+    about(
+      "app, when absent too: the program's output; vmm: that of a machine's QEMU; hypeman: of the contract, and not there",
       v.picklist(["app", "vmm", "hypeman"]),
     ),
   ),
@@ -101,7 +101,7 @@ export const StatQuery = v.object({
     v.maxLength(4096, "expected 4096 characters at most"),
     v.description("In the instance"),
   ),
-  follow_links: v.optional(described("Whether what a symbolic link leads to is looked at", Flag)),
+  follow_links: v.optional(about("Whether what a symbolic link leads to is looked at", Flag)),
 });
 export const StatAnswer = v.pipe(
   v.object({
@@ -119,8 +119,8 @@ export const StatAnswer = v.pipe(
 export const ExecBody = v.pipe(
   v.object({
     command: v.pipe(Words, v.minLength(1, "expected a command"), v.description("The program and its arguments")),
-    working_dir: v.optional(described("Where it begins; the instance's own when absent", Text)),
-    env: v.optional(described(
+    working_dir: v.optional(about("Where it begins; the instance's own when absent", Text)),
+    env: v.optional(about(
       "Besides the instance's own, and before it",
       v.record(v.pipe(v.string(), v.regex(/^[^=\0]+$/, "expected a name without = or NUL")), Text),
     )),

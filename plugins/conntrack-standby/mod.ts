@@ -13,7 +13,7 @@ import { definePlugin, type Host, type NoteDraft, type StandbyFlapping } from ".
 import { formatDuration } from "../shared/duration.ts";
 import { messageOf } from "../shared/errors.ts";
 import { isProbe } from "../shared/probe-ports.ts";
-import { described, duration } from "../shared/schemas.ts";
+import { about, duration } from "../shared/schemas.ts";
 import { ACTOR } from "./attempts.ts";
 import { type Clock, systemClock } from "../shared/clock.ts";
 import { Controller } from "./controller.ts";
@@ -65,7 +65,7 @@ function setUp(host: Host, options: Options, clock: Clock): void {
   const extension = hypervisor.extend<AutoStandby, Remembered>({
     field: "auto_standby",
     code: "invalid_auto_standby",
-    schema: described("Whether it sleeps by itself, and when", AutoStandby),
+    schema: about("Whether it sleeps by itself, and when", AutoStandby),
     normalise,
   });
   host.defer(() => extension[Symbol.dispose]());

@@ -2,16 +2,16 @@ import ipaddr from "ipaddr.js";
 import * as v from "valibot";
 import { DormouseError } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
-import { described } from "../shared/schemas.ts";
+import { about } from "../shared/schemas.ts";
 
 /** The field `auto_standby` of create and update bodies. */
 export const AutoStandby = v.strictObject({
-  enabled: v.optional(described("Whether it goes to standby when nobody is connected", v.boolean()), false),
+  enabled: v.optional(about("Whether it goes to standby when nobody is connected", v.boolean()), false),
   idle_timeout: v.optional(
-    described('How long nobody must have been connected, such as "5m"; required where enabled', v.string()),
+    about('How long nobody must have been connected, such as "5m"; required where enabled', v.string()),
   ),
-  ignore_source_cidrs: v.optional(described("Clients that do not keep it awake, IPv4 and IPv6", v.array(v.string()))),
-  ignore_destination_ports: v.optional(described("Ports of it that do not keep it awake", v.array(v.number()))),
+  ignore_source_cidrs: v.optional(about("Clients that do not keep it awake, IPv4 and IPv6", v.array(v.string()))),
+  ignore_destination_ports: v.optional(about("Ports of it that do not keep it awake", v.array(v.number()))),
 });
 export type AutoStandby = v.InferOutput<typeof AutoStandby>;
 

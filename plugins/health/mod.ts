@@ -10,7 +10,7 @@ import * as v from "valibot";
 import { definePlugin, type Host, type Instance } from "../../main.ts";
 import { type Clock, systemClock } from "../shared/clock.ts";
 import { Reach } from "../shared/reach.ts";
-import { described } from "../shared/schemas.ts";
+import { about } from "../shared/schemas.ts";
 import { HealthCheck, type Kept, normalise } from "./policy.ts";
 import { probeWith } from "./probes.ts";
 import { HealthStatus, present } from "./status.ts";
@@ -44,7 +44,7 @@ function setUp(host: Host, options: Options, parts: { clock: Clock; random: () =
   const extension = hypervisor.extend<HealthCheck | Kept, Remembered>({
     field: "health_check",
     code: "invalid_health_check",
-    schema: described("How it is found out whether it is well", HealthCheck),
+    schema: about("How it is found out whether it is well", HealthCheck),
     normalise: (policy, instance) => normalise(policy as HealthCheck, instance, { reaches, executes }),
     present: (instance) => ({ health_status: present(watch.stateOf(instance), watch.windowOf(instance.id)) }),
     presented: { health_status: HealthStatus },

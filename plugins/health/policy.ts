@@ -1,7 +1,7 @@
 import * as v from "valibot";
 import { DormouseError, type Instance } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
-import { described, text } from "../shared/schemas.ts";
+import { about, text } from "../shared/schemas.ts";
 
 const Port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65_535));
 const Duration = v.pipe(
@@ -29,10 +29,10 @@ export const HealthCheck = v.strictObject({
   ),
   failure_threshold: v.optional(v.pipe(Threshold, v.description("Failures in a row; 0 is the default")), 3),
   success_threshold: v.optional(v.pipe(Threshold, v.description("Successes in a row; 0 is the default")), 1),
-  http: v.optional(described(
+  http: v.optional(about(
     "A GET",
     v.strictObject({
-      port: described("Of the instance", Port),
+      port: about("Of the instance", Port),
       path: v.optional(
         v.pipe(
           v.string(),
@@ -41,7 +41,7 @@ export const HealthCheck = v.strictObject({
         ),
         "/",
       ),
-      scheme: v.optional(described("How it is asked", v.picklist(["http", "https"])), "http"),
+      scheme: v.optional(about("How it is asked", v.picklist(["http", "https"])), "http"),
       expected_status: v.optional(
         v.pipe(v.number(), v.integer(), v.minValue(100), v.maxValue(599), v.description("Of the answer")),
         200,
@@ -58,9 +58,9 @@ export const HealthCheck = v.strictObject({
     }),
   )),
   tcp: v.optional(
-    described("A connection, which is all that it takes", v.strictObject({ port: described("Of the instance", Port) })),
+    about("A connection, which is all that it takes", v.strictObject({ port: about("Of the instance", Port) })),
   ),
-  exec: v.optional(described(
+  exec: v.optional(about(
     "A command in the instance, which has to end with 0",
     v.strictObject({
       command: v.pipe(
@@ -69,7 +69,7 @@ export const HealthCheck = v.strictObject({
         v.check(([file]) => file !== "", "expected a program"),
         v.description("The program and its arguments"),
       ),
-      working_dir: v.optional(described("Where it begins; the instance's own when absent", text())),
+      working_dir: v.optional(about("Where it begins; the instance's own when absent", text())),
     }),
   )),
 });

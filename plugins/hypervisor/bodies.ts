@@ -4,7 +4,7 @@ import type { ErrorCode, Instance } from "../../main.ts";
 import { DormouseError } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
 import { didYouMean } from "../shared/nearest.ts";
-import { described, text } from "../shared/schemas.ts";
+import { about, text } from "../shared/schemas.ts";
 import { parseSize } from "../shared/size.ts";
 import type { Fields } from "./fields.ts";
 import { BLANK } from "./records.ts";
@@ -18,7 +18,7 @@ const Name = v.pipe(
 const Size = v.pipe(v.string(), v.check((text) => parseSize(text) !== undefined, 'expected a size such as "512MB"'));
 const Environment = v.pipe(
   v.record(v.pipe(v.string(), v.regex(/^[^=\0]+$/, "expected a name without = or NUL")), text()),
-  v.description("Variables of its environment, from its next start on"),
+  v.description("Variables of its program, from its next start on, and of commands by exec"),
 );
 const Tags = v.pipe(
   v.record(v.pipe(v.string(), v.minLength(1), v.maxLength(128)), v.pipe(v.string(), v.maxLength(256))),
@@ -39,13 +39,18 @@ const Kept = "For clients of the contract: kept, and of no effect";
 
 const CREATE = {
   name: Name,
-  image: described("What it is made of, as its driver names it", v.pipe(text(), v.minLength(1))),
-  hypervisor: v.optional(described("Its driver; the config's default_driver when absent", v.string())),
-  entrypoint: v.optional(described("The program, and the first of its arguments", Words)),
-  cmd: v.optional(described("What follows the entrypoint, or the program itself", Words)),
+  image: about("What it is made of, as its driver names it", v.pipe(text(), v.minLength(1))),
+  hypervisor: v.optional(about("Its driver; the config's default_driver when absent", v.string())),
+  entrypoint: v.optional(about("The program, and the first of its arguments", Words)),
+  cmd: v.optional(about("What follows the entrypoint, or the program itself", Words)),
   env: v.optional(Environment),
-  working_dir: v.optional(described("Where the program begins", text())),
-  run_as: v.optional(described('"user" or "user:group", by name or number', v.pipe(text(), v.minLength(1)))),
+  working_dir: v.optional(about("Where the program begins", text())),
+  run_as: v.optional(
+    about(
+      '"user" or "user:group", by name or number, where its driver has users of this computer',
+      v.pipe(text(), v.minLength(1)),
+    ),
+  ),
   tags: v.optional(Tags),
   vcpus: v.optional(
     v.pipe(
@@ -56,18 +61,18 @@ const CREATE = {
       v.description("Processors that it may use; as many as its driver gives it when absent"),
     ),
   ),
-  size: v.optional(described('Its memory, such as "512MB"; as much as its driver gives it when absent', Size)),
-  network: v.optional(described(
+  size: v.optional(about('Its memory, such as "512MB"; as much as its driver gives it when absent', Size)),
+  network: v.optional(about(
     "Whether it has an address of its own",
-    v.strictObject({ enabled: v.optional(described("True when absent", v.boolean())) }),
+    v.strictObject({ enabled: v.optional(about("True when absent", v.boolean())) }),
   )),
   ttl: v.optional(Ttl),
   expires_at: v.optional(ExpiresAt),
-  hotplug_size: v.optional(described(Kept, Size)),
-  overlay_size: v.optional(described("Of a machine's disk, where that is to be larger than its image's", Size)),
-  platform: v.optional(described(Kept, v.string())),
-  skip_guest_agent: v.optional(described(Kept, v.boolean())),
-  skip_kernel_headers: v.optional(described(Kept, v.boolean())),
+  hotplug_size: v.optional(about(Kept, Size)),
+  overlay_size: v.optional(about("Of a machine's disk, where that is to be larger than its image's", Size)),
+  platform: v.optional(about(Kept, v.string())),
+  skip_guest_agent: v.optional(about(Kept, v.boolean())),
+  skip_kernel_headers: v.optional(about(Kept, v.boolean())),
 };
 const UPDATE = {
   env: v.optional(Environment),
@@ -77,9 +82,12 @@ const UPDATE = {
 };
 const FORK = {
   name: Name,
-  from_running: v.optional(described("Whether a source that runs is put to standby for it, and woken", v.boolean())),
+  from_running: v.optional(about("Whether a source that runs is put to standby for it, and woken", v.boolean())),
   target_state: v.optional(
-    described("What the copy is to be; as its source when absent", v.picklist(["Stopped", "Standby", "Running"])),
+    about(
+      "What the copy is to be; when absent what its source is, and Standby of one that runs",
+      v.picklist(["Stopped", "Standby", "Running"]),
+    ),
   ),
 };
 const HINTS = ["hotplug_size", "overlay_size", "platform", "skip_guest_agent", "skip_kernel_headers"] as const;

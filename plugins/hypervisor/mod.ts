@@ -127,10 +127,7 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
         if (changesNothing(instance, changed)) return instance;
         return await told(registry, "update", instance, origin, async () => {
           const wanted = { ...instance, ...changed };
-          // What its driver could not run is refused now, and not by a start some day.
-          if (!changesNothing(instance, { env: wanted.env })) {
-            await validate(registry.driver(instance.driver), wanted, "update");
-          }
+          if (!changesNothing(instance, { env: wanted.env })) await refuseUnrunnable(registry, instance, wanted);
           await ask(registry, "update", instance, origin, signal, wanted);
           const detail = { fields: Object.keys(body as object) };
           const updated = records.update(id, changed, { action: "update", origin, detail });
@@ -178,6 +175,20 @@ function createHypervisor(host: Host, options: Options): Hypervisor {
 
 function changesNothing(instance: Instance, changed: Partial<Instance>): boolean {
   return Object.entries(changed).every(([field, value]) => isDeepStrictEqual(value, instance[field as keyof Instance]));
+}
+
+/**
+ * What its driver could not run is refused now, and not by a start some day; unless that could not run it before either.
+ *
+ * @throws {DormouseError} the driver's own
+ */
+async function refuseUnrunnable(registry: Registry, instance: Instance, wanted: Instance): Promise<void> {
+  const checked = async (each: Instance) => void await validate(registry.driver(each.driver), each, "update");
+  try {
+    await checked(wanted);
+  } catch (error) {
+    if (await checked(instance).then(() => true, () => false)) throw error;
+  }
 }
 
 function driverNamed(drivers: Map<string, Driver>, name: string): Driver {

@@ -14,7 +14,7 @@ import {
   type LifecycleEvent,
 } from "../../main.ts";
 import { type Clock, systemClock } from "../shared/clock.ts";
-import { described, duration } from "../shared/schemas.ts";
+import { about, duration } from "../shared/schemas.ts";
 import { metricsOf } from "./counts.ts";
 import { readingOf, type Remembered } from "./entry.ts";
 import { Keeper } from "./keeper.ts";
@@ -66,7 +66,7 @@ function setUp(host: Host, options: Options, clock: Clock): void {
   const extension: Extension<LazyPolicy, Remembered> = hypervisor.extend<LazyPolicy, Remembered>({
     field: "lazy",
     code: "invalid_lazy",
-    schema: described("Whether it runs on demand: started by who acquires it, stopped when nobody has", LazyPolicy),
+    schema: about("Whether it runs on demand: started by who acquires it, stopped when nobody has", LazyPolicy),
     normalise: (policy, instance) => normalise(policy, instance, hypervisor.drivers()),
     present: (instance) => present(instance),
     presented: PRESENTED,

@@ -1,14 +1,14 @@
 import * as v from "valibot";
 import { DormouseError, type Driver, type Instance } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
-import { described } from "../shared/schemas.ts";
+import { about } from "../shared/schemas.ts";
 
 const IDLE_STOP = "5m";
 const START_TIMEOUT = "60s";
 
 /** The field `lazy` of create and update bodies. */
 export const LazyPolicy = v.strictObject({
-  enabled: v.optional(described("Whether it runs only for those who acquire it", v.boolean()), false),
+  enabled: v.optional(about("Whether it runs only for those who acquire it", v.boolean()), false),
   idle_stop: v.optional(v.pipe(
     v.string(),
     v.description(`Go duration without a lease after which the instance is stopped; "${IDLE_STOP}" when absent`),

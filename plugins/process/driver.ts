@@ -256,6 +256,7 @@ export class ProcessDriver implements Driver, AsyncDisposable {
   async #erase(id: string): Promise<void> {
     await this.#logs.forget(id);
     await this.#workload(id).erase();
+    await this.#logs.forget(id); // somebody may have read it meanwhile
   }
 
   /** @throws {DormouseError} `invalid_request` */

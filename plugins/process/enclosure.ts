@@ -3,9 +3,6 @@ import { delay } from "../shared/async.ts";
 import { readIfThere } from "../shared/files.ts";
 import { processes, type ProcessId, type ProcessStat, processStat, signalProcess } from "../shared/proc.ts";
 
-/** As a bit of a mask of signals. */
-const SIGSTOP = 1n << BigInt(constants.signals.SIGSTOP - 1);
-
 /** All processes of one instance, those that it started and those that these started in turn. */
 export interface Enclosure {
   /** Files to which a process writes `0` to become a member. */
@@ -60,13 +57,7 @@ export class Session implements Enclosure {
     try {
       signal?.throwIfAborted();
       // What it forks while it is being stopped is found in the next round.
-      const sent = new Set<number>();
-      const runs = ({ pid, state }: ProcessStat) => {
-        if (STOPPED.includes(state) && sent.has(pid)) return false;
-        sent.add(pid);
-        return true;
-      };
-      await this.#rounds(runs, "SIGSTOP", signal);
+      await this.#rounds(({ pid, state }, sent) => !sent.has(pid) || !STOPPED.includes(state), "SIGSTOP", signal);
     } catch (error) {
       await this.thaw();
       throw error;
@@ -90,16 +81,23 @@ export class Session implements Enclosure {
     await this.kill();
   }
 
-  async #rounds(wanted: (member: ProcessStat) => boolean, name: NodeJS.Signals, signal?: AbortSignal): Promise<void> {
+  async #rounds(
+    wanted: (member: ProcessStat, sent: ReadonlySet<number>) => boolean,
+    name: NodeJS.Signals,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const sent = new Set<number>();
+    const left = () => this.#members().filter((member) => wanted(member, sent)).map(({ pid }) => pid);
     for (let round = 0; round < ROUNDS; round++) {
-      const left = this.#members().filter(wanted);
-      if (left.length === 0) return;
-      const reached = left.filter(({ pid }) => send(pid, name));
+      const pids = left();
+      if (pids.length === 0) return;
+      const reached = pids.filter((pid) => send(pid, name));
       if (reached.length === 0) break;
+      for (const pid of reached) sent.add(pid);
       await delay(Math.min(1 + round, 50), signal && { signal });
     }
-    const left = this.#members().filter(wanted).map(({ pid }) => pid);
-    if (left.length > 0) throw new Error(`Cannot send ${name} to processes ${left.join(", ")}: they resist`);
+    const pids = left();
+    if (pids.length > 0) throw new Error(`Cannot send ${name} to processes ${pids.join(", ")}: they resist`);
   }
 
   // A number that is still in use as a session's is not given out as a pid. So where a process of this number started
@@ -130,6 +128,7 @@ function send(pid: number, name: NodeJS.Signals): boolean {
 
 /** Whether a SIGSTOP waits for it to leave the kernel, see proc_pid_status(5). */
 function isToStop(pid: number): boolean {
+  const bit = 1n << BigInt(constants.signals.SIGSTOP - 1);
   const pending = readIfThere(`/proc/${pid}/status`)?.matchAll(/^(?:SigPnd|ShdPnd):\s+([0-9a-f]+)$/gm) ?? [];
-  return [...pending].some(([, mask]) => (BigInt(`0x${mask}`) & SIGSTOP) !== 0n);
+  return [...pending].some(([, mask]) => (BigInt(`0x${mask}`) & bit) !== 0n);
 }

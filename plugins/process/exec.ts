@@ -106,6 +106,7 @@ export async function execute(
     killGroup();
   }, timeout_ms);
   signal?.addEventListener("abort", killGroup, { once: true });
+  let failed = false;
   try {
     const exit_code = await Promise.race([ended, refused.promise]);
     clearTimeout(timer);
@@ -115,11 +116,18 @@ export async function execute(
     drained.abort();
     const truncated = out.truncated || err.truncated;
     return { exit_code, stdout: out.toString(), stderr: err.toString(), timed_out, truncated };
+  } catch (error) {
+    failed = true;
+    throw error;
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener("abort", killGroup);
     stdout!.destroy();
     stderr!.destroy();
-    if (joins.length === 0 && leader) await new Session(leader).kill();
+    // What this fails for is no news where the command has failed for it.
+    const left = joins.length === 0 && leader ? new Session(leader).kill() : undefined;
+    await left?.catch((error) => {
+      if (!failed) throw error;
+    });
   }
 }

@@ -72,7 +72,7 @@ function targetOf(link: string): string | undefined {
   try {
     return readlinkSync(link);
   } catch (error) {
-    if (["ENOENT", "EINVAL"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
+    if (["ENOENT", "ENOTDIR", "EINVAL"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
     throw error;
   }
 }

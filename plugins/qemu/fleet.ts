@@ -186,8 +186,10 @@ export class Fleet implements AsyncDisposable {
       await vm.end();
       await this.quiet(id);
       await this.limits.remove(id);
-      for (const name of LOG_NAMES) await this.#logs.forget(`${id} ${name}`);
+      const forget = () => Promise.all(LOG_NAMES.map((name) => this.#logs.forget(`${id} ${name}`)));
+      await forget();
       await vm.records.erase();
+      await forget(); // somebody may have read one meanwhile
       vm[Symbol.dispose]();
     });
     await this.dhcp.forget(id);

@@ -1,6 +1,9 @@
 import { chownSync, existsSync, readdirSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { open, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { readIfThere } from "../shared/files.ts";
+import { ownerOf } from "../shared/hierarchy.ts";
+import { bootId } from "../shared/proc.ts";
 import { run } from "../shared/run.ts";
 import type { Owner } from "./records.ts";
 
@@ -18,10 +21,31 @@ export class Memory {
   /** The memory of a machine that sleeps, by whichever algorithm; of use only where the snapshot says so. */
   readonly compressed: string;
 
-  constructor(folder: string) {
+  /** The folder of the machine that it belongs to, and in its own, where that is elsewhere, which machine that is. */
+  readonly #home: string;
+  readonly #mark: string | undefined;
+
+  constructor(folder: string, home: string) {
+    this.#home = home;
+    this.#mark = folder === home ? undefined : join(folder, "owner");
     this.ram = join(folder, "ram");
     this.base = join(folder, "ram.base");
     this.compressed = join(folder, "ram.zst");
+  }
+
+  /**
+   * Whether it is that of a machine of another data_dir, which this one may be a copy of. They share no more than the name
+   * and a folder beyond both; after a start of the computer it belongs to who uses it first.
+   */
+  isAnothers(): boolean {
+    const [owner, boot] = (this.#mark && readIfThere(this.#mark))?.trim().split(" ") ?? [];
+    return boot === bootId() && existsSync(this.#home) && owner !== ownerOf(this.#home);
+  }
+
+  /** Makes it this machine's. @throws where it is another's */
+  claim(): void {
+    if (this.isAnothers()) throw new Error(`"${dirname(this.ram)}" has the memory of a machine of another data_dir`);
+    if (this.#mark) writeFileSync(this.#mark, `${ownerOf(this.#home)} ${bootId()}\n`);
   }
 
   /** Memory of zeros, in a file that nobody else has. */
@@ -75,7 +99,7 @@ export class Memory {
   removeMade({ keep }: { keep: boolean }): void {
     const folder = dirname(this.ram);
     const kept = keep ? basename(this.compressed) : undefined;
-    for (const name of existsSync(folder) ? readdirSync(folder) : []) {
+    for (const name of existsSync(folder) && !this.isAnothers() ? readdirSync(folder) : []) {
       if (MADE_OF_RAM.test(name) && name !== kept) rmSync(join(folder, name), { force: true });
     }
   }

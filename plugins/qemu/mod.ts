@@ -16,7 +16,7 @@ import { definePlugin, type Instance } from "../../main.ts";
 import { messageOf } from "../shared/errors.ts";
 import { resolveIdentity } from "../shared/identity.ts";
 import { missingProgram } from "../shared/programs.ts";
-import { described, duration, size } from "../shared/schemas.ts";
+import { about, duration, size } from "../shared/schemas.ts";
 import { Accelerator } from "./accel.ts";
 import { putAway } from "./asleep.ts";
 import { lacksCompression } from "./compress.ts";
@@ -121,7 +121,7 @@ export default definePlugin({
     // What becomes of an instance that cannot be restored: it stays asleep, or loses its memory and starts anew.
     const fallback = hypervisor.extend({
       field: "restore_fallback",
-      schema: described(
+      schema: about(
         'When it cannot wake: "none" lets it sleep on, "start" boots it anew, without its memory',
         v.picklist(["none", "start"]),
       ),
@@ -132,7 +132,7 @@ export default definePlugin({
     const compression = hypervisor.extend({
       field: "snapshot_policy",
       code: "invalid_snapshot_policy",
-      schema: described("What becomes of its memory while it sleeps", SnapshotPolicy),
+      schema: about("What becomes of its memory while it sleeps", SnapshotPolicy),
       normalise: (policy, instance) => normalise(policy, instance, means),
     });
     defer(() => compression[Symbol.dispose]());

@@ -13,6 +13,9 @@ import { Memory, syncFolder } from "./memory.ts";
 import type { CompressionPlan } from "./snapshot-policy.ts";
 
 const dataSynced = promisify(fdatasync);
+const MARKS = ["ready", "paused", "foreign", "stale"] as const;
+/** What tells of one run, and of nothing after it. */
+const OF_A_RUN = [...MARKS, "state", "state.spent", "state.tmp", "snapshot.json", "ended.json"];
 
 /** A start of QEMU, as it is kept before it happens. */
 export interface Launch {
@@ -56,7 +59,7 @@ export interface Exit {
 }
 
 /** It was ready; it was paused by us; it is a copy that was not told yet who it is; it was not told yet what time it is. */
-export type Mark = "ready" | "paused" | "foreign" | "stale";
+export type Mark = typeof MARKS[number];
 
 export interface Owner {
   readonly uid: number;
@@ -71,7 +74,7 @@ export class Records extends Memory {
   readonly folder: string;
   /** `ramFolder` where the memory is kept elsewhere. */
   constructor(folder: string, ramFolder: string = folder) {
-    super(ramFolder);
+    super(ramFolder, folder);
     this.folder = folder;
   }
 
@@ -95,6 +98,7 @@ export class Records extends Memory {
   make(owner: Owner | null): void {
     mkdirSync(this.folder, { recursive: true, mode: 0o711 });
     mkdirSync(dirname(this.ram), { recursive: true, mode: 0o711 });
+    this.claim();
     mkdirSync(this.path("run"), { recursive: true, mode: 0o700 });
     for (const file of [this.log, this.qemuLog, this.path("exit"), this.ram]) {
       if (!existsSync(file)) writeFileSync(file, "", { mode: 0o600 });
@@ -108,8 +112,7 @@ export class Records extends Memory {
 
   /** Nothing that tells of the run before. */
   clear(): void {
-    const names = "paused state state.spent state.tmp snapshot.json ready foreign stale ended.json";
-    for (const name of names.split(" ")) rmSync(this.path(name), { force: true });
+    for (const name of OF_A_RUN) rmSync(this.path(name), { force: true });
     this.leaveBase();
     this.tidy();
     truncateSync(this.path("exit"), 0);
@@ -257,7 +260,8 @@ export class Records extends Memory {
   }
 
   async erase(): Promise<void> {
-    for (const folder of new Set([dirname(this.ram), this.folder])) await removeFolder(folder);
+    const folders = new Set([...this.isAnothers() ? [] : [dirname(this.ram)], this.folder]);
+    for (const folder of folders) await removeFolder(folder);
   }
 
   #read<T>(name: string): T | undefined {

@@ -1,7 +1,7 @@
 import * as v from "valibot";
 import { DormouseError, type Instance } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
-import { described } from "../shared/schemas.ts";
+import { about } from "../shared/schemas.ts";
 import type { Compression } from "./compress.ts";
 import { MACHINES } from "./machine.ts";
 
@@ -16,7 +16,7 @@ const Level = v.pipe(
 
 /** How the memory of a machine that sleeps is compressed. */
 export const CompressionPolicy = v.strictObject({
-  enabled: described("Whether it is", v.boolean()),
+  enabled: about("Whether it is", v.boolean()),
   algorithm: v.optional(v.pipe(v.picklist(["zstd", "lz4"]), v.description("zstd when absent"))),
   level: v.optional(Level),
 });
@@ -24,7 +24,7 @@ export type CompressionPolicy = v.InferOutput<typeof CompressionPolicy>;
 
 /** The field `snapshot_policy` of create and update bodies. */
 export const SnapshotPolicy = v.strictObject({
-  compression: v.optional(described("Of the memory of a machine that sleeps", CompressionPolicy)),
+  compression: v.optional(about("Of the memory of a machine that sleeps", CompressionPolicy)),
   standby_compression_delay: v.optional(v.pipe(
     v.string(),
     v.check((text) => (parseDuration(text) ?? -1) >= 0, 'expected a duration such as "30s"'),

@@ -72,6 +72,7 @@ export class Vm implements Disposable {
     const { records } = this;
     const launch = records.launch();
     if (!launch) return { state: "Stopped", exit_code: null, exit_message: null };
+    if (records.isAnothers()) throw new Error(`"${records.ram}" is that of a machine of another data_dir`);
     let status: string;
     try {
       const link = await this.#connected(launch);

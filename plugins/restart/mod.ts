@@ -7,7 +7,7 @@
 import * as v from "valibot";
 import { definePlugin, type Host } from "../../main.ts";
 import { type Clock, systemClock } from "../shared/clock.ts";
-import { described, duration } from "../shared/schemas.ts";
+import { about, duration } from "../shared/schemas.ts";
 import { type Ledger, Status, statusOf } from "./ledger.ts";
 import { KINDS } from "./notes.ts";
 import { Places } from "./places.ts";
@@ -41,7 +41,7 @@ function setUp(host: Host, options: Options, { clock, random }: { clock: Clock; 
   const extension = hypervisor.extend<RestartPolicy, Ledger>({
     field: "restart_policy",
     code: "invalid_restart_policy",
-    schema: described("Whether it is started again when it has ended by itself", RestartPolicy),
+    schema: about("Whether it is started again when it has ended by itself", RestartPolicy),
     normalise: (policy) => normalise(policy, { health: health !== undefined }),
     present(_instance, policy, ledger) {
       const restart_status = policy && ledger && statusOf(ledger);

@@ -139,11 +139,17 @@ export function messageOf(error: unknown): string {
 /** Errors of JavaScript itself: a mistake in the code that threw them, as a rule. */
 const MISTAKES = [TypeError, ReferenceError, RangeError, SyntaxError];
 
-/** What ended the program, for a person: the code and the message, and where a mistake in the code was made. */
+/** A line of a stack that names a file, and no part of the runtime; and those of the host's own functions. */
+const [FRAME, HOST] = [
+  /^\s+at (?:.*\()?(?:file:\/\/)?\/.*:\d+:\d+\)?$/,
+  new URL("../../main.ts", import.meta.url).pathname,
+];
+
+/** What ended the program, for a person: the code and the message, and the place of a mistake in the code. */
 export function reportOf(error: unknown): unknown {
   if (!(error instanceof DormouseError)) return error;
   const { code, message, cause } = error;
   const stack = cause instanceof Error && MISTAKES.some((kind) => cause instanceof kind) ? cause.stack ?? "" : "";
-  const place = stack.split("\n").find((line) => /^\s+at .*\/.*:\d+:\d+\)?$/.test(line));
+  const place = stack.split("\n").find((line) => FRAME.test(line) && !line.includes(`${HOST}:`));
   return [`dormouse: ${code}`, message, ...place === undefined ? [] : [place]].join("\n");
 }

@@ -11,7 +11,7 @@ export function text() {
 }
 
 /** A schema that says in the OpenAPI document what it is for. */
-export function described<S extends v.GenericSchema>(text: string, schema: S) {
+export function about<S extends v.GenericSchema>(text: string, schema: S) {
   return v.pipe(schema, v.description(text));
 }
 

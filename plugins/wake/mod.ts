@@ -7,7 +7,7 @@
  */
 import { definePlugin, type Instance, type LifecycleEvent } from "../../main.ts";
 import { Reach } from "../shared/reach.ts";
-import { described } from "../shared/schemas.ts";
+import { about } from "../shared/schemas.ts";
 import { Claims } from "./claims.ts";
 import { Direct } from "./direct.ts";
 import { Elements } from "./elements.ts";
@@ -103,7 +103,7 @@ export default definePlugin<WakeOptions>({
     const extension = hypervisor.extend<WakePolicy>({
       field: "wake",
       code: "invalid_wake",
-      schema: described("By which connections it wakes", WakePolicy),
+      schema: about("By which connections it wakes", WakePolicy),
       normalise(policy, instance) {
         const kept = normalise(policy, instance, means());
         claims.check({ ...instance, policies: { ...instance.policies, wake: kept } });

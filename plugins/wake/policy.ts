@@ -1,20 +1,20 @@
 import * as v from "valibot";
 import { DormouseError, type Instance } from "../../main.ts";
 import { formatDuration, parseDuration } from "../shared/duration.ts";
-import { described } from "../shared/schemas.ts";
+import { about } from "../shared/schemas.ts";
 
 const Port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65_535));
 // Without the flag `i`, which the OpenAPI document could not say.
 const HOST = /^(?=.{1,253}\.?$)[A-Za-z0-9_]([\w-]*[A-Za-z0-9])?(\.[A-Za-z0-9_]([\w-]*[A-Za-z0-9])?)*\.?$/;
 
 export const WakePolicy = v.strictObject({
-  enabled: v.optional(described("Whether a connection wakes it", v.boolean()), true),
+  enabled: v.optional(about("Whether a connection wakes it", v.boolean()), true),
   ports: v.optional(
     v.pipe(
       v.array(v.strictObject({
         host_port: v.pipe(Port, v.description("The port of this machine")),
         guest_port: v.pipe(Port, v.description("The port of the instance that it leads to")),
-        protocol: v.optional(described("The only one that there is", v.literal("tcp")), "tcp"),
+        protocol: v.optional(about("The only one that there is", v.literal("tcp")), "tcp"),
       })),
       v.maxLength(64),
       v.description("Ports of this machine that lead to it, asleep or awake"),
@@ -33,7 +33,7 @@ export const WakePolicy = v.strictObject({
     v.pipe(Port, v.description("The port of the instance that the hosts lead to; the first guest_port, or 80")),
   ),
   ready: v.optional(
-    described(
+    about(
       "What must answer before a client is let through: its port, or its health_check",
       v.picklist(["connect", "health"]),
     ),

@@ -177,9 +177,9 @@ export function driverContract({ name, make, lacking: reason = null }: DriverCon
     for (const [state, sleep, wake] of SLEEPS.filter(([, sleep]) => driver.features.has(sleep))) {
       const first = fixture.open();
       await first[sleep]!(instance, NEVER);
+      assert.equal((await first.inspect(instance)).state, state);
       // What the kernel was at for it when it was stopped is done by then.
       await counts(fixture, witness, await fixture.count(witness));
-      assert.equal((await first.inspect(instance)).state, state);
       const before = await fixture.count(instance);
       await counts(fixture, witness, await fixture.count(witness));
       assert.equal(await fixture.count(instance), before);

@@ -93,7 +93,11 @@ test("update() refuses an env with which the driver could not run it, and asks i
   await hypervisor.update(id, { env: { CLAY: "red" } }, ORIGIN);
   assert.deepEqual(hypervisor.find(id)?.env, { CLAY: "red" });
   await hypervisor.update(id, { tags: { a: "b" } }, ORIGIN);
-  assert.deepEqual(driver.calls, ["validate", "validate"]);
+  assert.deepEqual(driver.calls, ["validate", "validate", "validate"]);
+  // What keeps it from running anyway is no reason.
+  driver.script.validate = () => Promise.reject(new Error("no clay at all"));
+  await hypervisor.update(id, { env: { CLAY: "none" } }, ORIGIN);
+  assert.deepEqual(hypervisor.find(id)?.env, { CLAY: "none" });
 });
 
 test("a standby that its driver finishes after all is one, and the restore behind it wakes it", async (t) => {

@@ -103,12 +103,19 @@ describe("main() checks and tells", () => {
   });
 
   it("a mistake in a plugin's own code is told with its place", async (t) => {
-    const failing = `export default { setup() {\n  nothing.at.all();\n} }`;
-    const { exitCode, stderr } = await runMain(t, ["--config", project(t, { failing })]);
-    const [code, message, place, ...more] = stderr.split("\n");
-    assert.deepEqual([exitCode, code, more], [1, "dormouse: plugin_failed", []]);
-    assert.equal(message, 'Cannot set up plugin "failing": nothing is not defined');
-    assert.match(place, /^ {4}at .*\/failing\.[a-z]+:2:3\)?$/);
+    const cases: [string, RegExp][] = [
+      ["nothing.at.all()", /: nothing is not defined$/],
+      ["fs.readFileSync(undefined)", /: The "path" argument must be /],
+      ['host.use("none")', /: Plugin "failing" uses "none" without requiring it$/],
+    ];
+    for (const [mistake, expected] of cases) {
+      const failing = `import fs from "node:fs"; export default { setup(host) {\n  void fs, ${mistake};\n} }`;
+      const { exitCode, stderr } = await runMain(t, ["--config", project(t, { failing })]);
+      const [code, message, place, ...more] = stderr.split("\n");
+      assert.deepEqual([exitCode, code, more], [1, "dormouse: plugin_failed", []], stderr);
+      assert.match(message, expected);
+      assert.match(place, /^ {4}at .*\/failing\.[a-z]+:2:\d+\)?$/);
+    }
   });
 });
 

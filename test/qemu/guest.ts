@@ -1,12 +1,12 @@
 /** Real machines for the tests of the plugin `qemu`: the image `demo`, built once, and a QEMU that runs it. */
 import { createHash } from "node:crypto";
 import { createWriteStream, existsSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
-import { writeFileSync } from "node:fs";
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
+import { DatabaseSync } from "node:sqlite";
 import { pipeline } from "node:stream/promises";
 import type { TestContext } from "node:test";
 import { getLogger } from "@logtape/logtape";
@@ -15,9 +15,6 @@ import { clockArguments } from "../../plugins/qemu/clock.ts";
 import { buildDemoImage } from "../../plugins/qemu/demo.ts";
 import { Qmp, type QmpOptions } from "../../plugins/qemu/qmp.ts";
 import { dial } from "../../plugins/qemu/socket.ts";
-import { delay } from "../../plugins/shared/async.ts";
-import { readIfThere } from "../../plugins/shared/files.ts";
-import { processStat } from "../../plugins/shared/proc.ts";
 import { missingProgram } from "../../plugins/shared/programs.ts";
 import { cleanup, freePort, lacking, ROOT, temporaryFolder, until } from "../helpers.ts";
 
@@ -53,32 +50,19 @@ async function made(): Promise<string> {
   for (const file of files.sort()) hash.update(file).update(readFileSync(join(sources, file)));
   const folder = join(tmpdir(), `dormouse-demo-${hash.digest("hex").slice(0, 16)}`);
   // Test files run at the same time: one builds it, and the others wait, for apt does one thing at a time.
-  const lock = `${folder}.lock`;
-  while (!existsSync(folder) && !taken(lock)) await delay(100);
-  if (existsSync(folder)) return folder;
+  const lock = new DatabaseSync(`${folder}.lock`, { timeout: 900_000 });
   const own = mkdtempSync(join(tmpdir(), "dormouse-test-image-"));
   try {
+    lock.exec("BEGIN EXCLUSIVE"); // the kernel lets go of it when this process ends, however that is
+    if (existsSync(folder)) return folder;
     const cache = join(tmpdir(), "dormouse-demo-packages");
     await buildDemoImage(join(own, "demo"), { log: getLogger("dormouse-test"), cache });
     renameSync(join(own, "demo"), folder);
   } finally {
+    lock.close();
     rmSync(own, { recursive: true, force: true });
-    rmSync(lock, { force: true });
   }
   return folder;
-}
-
-/** Whether the lock is this process's now; that of one that has ended is nobody's. */
-function taken(lock: string): boolean {
-  try {
-    writeFileSync(lock, `${process.pid}`, { flag: "wx" });
-    return true;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    const holder = readIfThere(lock);
-    if (holder && !processStat(Number(holder))) rmSync(lock, { force: true });
-    return false;
-  }
 }
 
 export interface Guest {

@@ -94,7 +94,7 @@ async function report(address: string): Promise<Report> {
 }
 
 /** How often a machine may say the time of before a sleep in the first moments after it, on a busy machine, of so many sleeps. */
-const LATE_OF = 4;
+const LATE_OF = 7;
 
 /** The answer, and how many milliseconds its clock is away from every moment of the asking. */
 async function timed(address: string): Promise<{ answer: Report; off: number }> {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { renameSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import { test, type TestContext } from "node:test";
 import { setImmediate } from "node:timers/promises";
@@ -139,6 +139,32 @@ test("a copy of a data_dir does not touch the machines of the first", options, a
   assert.equal((await driver.inspect(instance)).state, "Running");
   await driver.stop(instance, AbortSignal.timeout(100));
   await driver.delete(instance);
+});
+
+test("a copy of a data_dir does not touch the memory of the first in a ram_dir of both", options, async (t) => {
+  const ram_dir = temporaryFolder(t);
+  const { fixture, instance, driver } = await awake(t, { ram_dir });
+  const main = fixture.process(instance)!;
+  const copy = new QemuFixture(t, "qemu-microvm", instance.image, { ram_dir });
+  const copied = async () => {
+    await execa("cp", ["-a", `${fixture.dataDir}/.`, copy.dataDir]);
+    const other = copy.open();
+    const reading = await other.adopt(instance);
+    assert.match(reading.state === "Unknown" ? reading.error : reading.state, /of another data_dir$/);
+    for (const work of ["start", "stop", "standby", "restore"] as const) {
+      await assert.rejects(other[work](instance, NEVER), /of another data_dir/, work);
+    }
+    await other.delete(instance);
+    assert.ok(!existsSync(copy.records(instance).folder));
+  };
+  await copied();
+  assert.ok(isAlive(main));
+  await driver.standby(instance, NEVER);
+  await copied();
+  assert.equal(await driver.restore(instance, NEVER), "Running");
+  await driver.stop(instance, AbortSignal.timeout(100));
+  await driver.delete(instance);
+  assert.deepEqual(readdirSync(ram_dir), []);
 });
 
 test("ask() gives a guest its time that has heard, whatever becomes of the monitor", async (t) => {

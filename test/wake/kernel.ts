@@ -79,7 +79,8 @@ async function worldOf(t: TestContext, { folder = temporaryFolder(t), queues = t
     if (!skip6) {
       const by6 = async () => (await forwarded("ip6")).includes(port);
       // That is tried once, for a second, each time that it starts.
-      for (let tries = 0; address === "::" && tries < 5 && !await by6(); tries++) {
+      if (address === "::" && !await by6()) {
+        console.log(`seen: the port of ${name} did not answer by IPv6 within a second`);
         await hypervisor.stop(id, ORIGIN);
         await hypervisor.start(id, ORIGIN);
         await until("the kernel forwards its port again", async () => (await forwarded()).includes(port));
@@ -215,7 +216,8 @@ test("a frozen instance is woken by a connection, and no byte passes through the
   }
   const restores = events.filter(({ action }) => action === "restore").map(({ actor, cause }) => `${actor} ${cause}`);
   // One more where the kernel told late of a connection from before.
-  assert.ok(restores.length >= ways.length && restores.every((each) => each === "wake connection"), String(restores));
+  assert.ok([0, 1].includes(restores.length - ways.length), String(restores));
+  assert.deepEqual(new Set(restores), new Set(["wake connection"]));
   assert.equal(wake.stats().connections, 0);
 });
 

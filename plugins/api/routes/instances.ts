@@ -1,6 +1,6 @@
 import * as v from "valibot";
 import { type Api, type ApiCall, type Hypervisor, type Instance, STATES } from "../../../main.ts";
-import { described } from "../../shared/schemas.ts";
+import { about } from "../../shared/schemas.ts";
 import type { Idempotency } from "../idempotency.ts";
 import { jsonList, JsonText } from "../routes.ts";
 import { StartBody } from "../schemas.ts";
@@ -39,9 +39,9 @@ export function instanceRoutes(api: Api, hypervisor: Hypervisor, idempotency: Id
     scope: "instance:read",
     summary: "List instances, all or those of a state and with all of the given tags",
     query: v.object({
-      state: v.optional(described("Only those in it", v.picklist(STATES))),
+      state: v.optional(about("Only those in it", v.picklist(STATES))),
       tags: v.optional(
-        described("Only those that have all of them: tags[key]=value", v.record(v.string(), v.string())),
+        about("Only those that have all of them: tags[key]=value", v.record(v.string(), v.string())),
       ),
     }),
     responses: { 200: { description: "The instances", schema: () => v.array(schemas().instance) } },
@@ -80,7 +80,7 @@ export function instanceRoutes(api: Api, hypervisor: Hypervisor, idempotency: Id
     scope: "instance:delete",
     summary: "Delete an instance, whatever its state; with graceful_shutdown it is stopped first",
     query: v.object({
-      graceful_shutdown: v.optional(described("Whether it is stopped first", v.picklist(["true", "false"]))),
+      graceful_shutdown: v.optional(about("Whether it is stopped first", v.picklist(["true", "false"]))),
     }),
     responses: { 204: { description: "Deleted" } },
     async handle(call) {
