@@ -1,6 +1,6 @@
 import { createSocket } from "node:dgram";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -12,6 +12,7 @@ import { stringify } from "smol-toml";
 import { loadPlugins, type Plugin, type RunningHost, startHost } from "../main.ts";
 import { delay } from "../plugins/shared/async.ts";
 import { readConfig } from "../plugins/shared/config.ts";
+import { readIfThere } from "../plugins/shared/files.ts";
 
 /** The folder of the project. */
 export const ROOT = resolve(import.meta.dirname!, "..");
@@ -125,12 +126,7 @@ export async function until(what: string, condition: () => boolean | Promise<boo
 
 /** A process's arguments, joined by NUL: empty where it has ended, which it may do at any time, or is becoming a program. */
 export function argumentsOf(pid: number | string): string {
-  try {
-    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
-  } catch (error) {
-    if (["ENOENT", "ESRCH"].includes((error as NodeJS.ErrnoException).code ?? "")) return "";
-    throw error;
-  }
+  return readIfThere(`/proc/${pid}/cmdline`) ?? "";
 }
 
 let next = Math.floor(Math.random() * 10_000);

@@ -5,7 +5,7 @@ import { readFileSync, readSync, renameSync, rmSync, truncateSync, writeFileSync
 import { rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
-import { removeFolder } from "../shared/files.ts";
+import { readIfThere, removeFolder } from "../shared/files.ts";
 import { ownerOf } from "../shared/hierarchy.ts";
 import { bootId, type ProcessId } from "../shared/proc.ts";
 import type { Accel } from "./machine.ts";
@@ -165,9 +165,8 @@ export class Records extends Memory {
 
   /** The process of a launch, in this start of the machine. */
   processOf(launch: Launch): ProcessId | undefined {
-    const file = this.pidFile(launch);
-    if (launch.boot !== bootId() || !existsSync(file)) return undefined;
-    const [, pid, started, owner] = /^(\d+) (\d+)(?: (\w+))?\n$/.exec(readFileSync(file, "latin1")) ?? [];
+    const text = launch.boot === bootId() ? readIfThere(this.pidFile(launch)) ?? "" : "";
+    const [, pid, started, owner] = /^(\d+) (\d+)(?: (\w+))?\n$/.exec(text) ?? [];
     // Not written whole, it was never let go. In a copy of a folder, it is what runs for the first.
     if (started === undefined || (owner !== undefined && owner !== ownerOf(this.folder))) return undefined;
     return { pid: Number(pid), started: Number(started) };

@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync } from "node:fs";
 import process from "node:process";
+import { readIfThere } from "./files.ts";
 
 /** What tells a process from every other since the machine started: its pid may be given out again, both never are. */
 export interface ProcessId {
@@ -70,14 +71,7 @@ export function processes(): ProcessStat[] {
 
 /** Bytes of a process that are in memory (`rss`) and mapped (`vms`); zeros where it is gone. */
 export function processMemory(pid: number): { rss: number; vms: number } {
-  let text: string;
-  try {
-    text = readFileSync(`/proc/${pid}/status`, "latin1");
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code === "ENOENT" || code === "ESRCH") return { rss: 0, vms: 0 };
-    throw error;
-  }
+  const text = readIfThere(`/proc/${pid}/status`) ?? "";
   const bytes = (key: string) => Number(new RegExp(`^${key}:\\s+(\\d+) kB`, "m").exec(text)?.[1] ?? 0) * 1024;
   return { rss: bytes("VmRSS"), vms: bytes("VmSize") };
 }
